@@ -1,0 +1,289 @@
+"""One frozen base model, and the named roles that are small adapters over it.
+
+    reference   the base as it is
+    policy, reward, value ...   the base with an adapter of their own, some with a scalar head
+
+Each role is a peft model around a structural clone of the base: new module objects, the same weight
+tensors. So weights exist once, the base's bytes never change, roles cannot disturb each other, and no
+adapter is ever switched (switching under gradient checkpointing gives wrong gradients silently).
+
+Everything below the lowest adapted layer is the trunk: equal for all roles and all epochs. `enable_trunk`
+proves on a probe that trunk + top equals the whole decoder and otherwise leaves the cache off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from rlhf.core.chat import ChatCodec, first_line
+from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_decoder
+from rlhf.core.errors import ConfigError, ModelError
+from rlhf.core.randomness import derived_seed
+from rlhf.core.settings import LoraSettings, ModelSettings
+
+REFERENCE = "reference"
+
+
+@dataclass
+class Role:
+    """A base model with one adapter (None for the reference) and, for reward and value, a scalar head."""
+
+    name: str
+    model: Any
+    lora: LoraConfig | None
+    head: nn.Linear | None
+    first_adapted_layer: int
+    top: Any = None
+
+    @property
+    def causal_lm(self) -> Any:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters: the adapter's and the head's, in a stable order."""
+        adapter = [p for p in self.model.parameters() if p.requires_grad]
+        return adapter + (list(self.head.parameters()) if self.head is not None else [])
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"model.device: {name!r} is not a device; expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"model.device: {name} was asked for, but torch sees no GPU; expected cpu or auto")
+    return device
+
+
+def check_model_dir(path: str | Path) -> None:
+    """A local path must be a directory with a config.json. Anything else may be a hub id and is left to the loader."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{path}: not a model directory (no config.json); expected one of transformers' format")
+    elif folder.exists():
+        raise ModelError(f"{path}: is a file; expected a model directory")
+    elif folder.is_absolute() or str(path).count("/") != 1 or str(path).startswith("."):
+        raise ModelError(f"{path}: no such model directory")
+
+
+def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, ChatCodec]:
+    """A frozen causal language model in eval mode and the codec beside it. Raises ModelError."""
+    check_model_dir(path)
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=config,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be loaded as a causal language model ({first_line(error)})") from error
+    try:
+        generation = GenerationConfig.from_pretrained(str(path))
+    except OSError:
+        generation = model.generation_config
+    codec = ChatCodec.from_pretrained(path, config, generation)
+    model.requires_grad_(False)
+    return model.eval().to(resolve_device(settings.device)), codec
+
+
+class Backbone:
+    """The frozen base with its roles. See the module's text.
+
+    name: what `adapter_config.json` calls the base: a hub id, or a path relative to the workspace.
+    """
+
+    def __init__(self, model: Any, codec: ChatCodec, name: str) -> None:
+        self.model = model
+        self.codec = codec
+        self.name = name
+        self.decoder = model.get_decoder()
+        self.num_layers = len(decoder_layers(self.decoder))
+        text_config = model.config.get_text_config()
+        self.hidden_size = int(text_config.hidden_size)
+        self.vocab_size = int(text_config.vocab_size)
+        self._softcap = getattr(text_config, "final_logit_softcapping", None)
+        self.roles: dict[str, Role] = {REFERENCE: Role(REFERENCE, model, None, None, self.num_layers)}
+        self._trunk: Any = None
+        self._check_logits()
+
+    @classmethod
+    def load(cls, path: str | Path, settings: ModelSettings, *, name: str | None = None) -> Backbone:
+        """Load the base once. Raises ModelError for anything that is not a causal language model."""
+        model, codec = load_causal_lm(path, settings)
+        return cls(model, codec, name or str(path))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    # ---- roles -------------------------------------------------------------------------------------------
+
+    def add_role(self, name: str, lora: LoraSettings, *, seed: int, scalar_head: bool = False) -> Role:
+        """A new role with a fresh adapter: it starts out equal to the base (B = 0), its head at zero."""
+        first = self.num_layers - max(1, math.ceil(self.num_layers * lora.adapter_layers))
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is what the formula takes
+            lora_dropout=lora.dropout,
+            # Full names: `layers_to_transform` does not go together with "all-linear".
+            target_modules=linear_names(self.model, self.decoder, first),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.name,
+        )
+        head = None
+        if scalar_head:
+            head = nn.Linear(self.hidden_size, 1, bias=False, device=self.device, dtype=torch.float32)
+            nn.init.zeros_(head.weight)
+        return self.attach_role(name, config, head=head, seed=derived_seed(seed, name, "adapter"))
+
+    def attach_role(self, name: str, config: LoraConfig, *, head: nn.Linear | None, seed: int = 0) -> Role:
+        """A role from a peft configuration (as read from disk); the caller loads its weights."""
+        if name in self.roles:
+            raise ValueError(f"role {name!r} exists already")
+        if self._trunk is not None:
+            raise ValueError("roles are added before enable_trunk, which needs to know the lowest adapted layer")
+        # peft draws the A matrices from torch's global generator.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = get_peft_model(share_clone(self.model), config)
+        model.eval()
+        layers = decoder_layers(model.get_base_model().get_decoder())
+        adapted = [i for i, layer in enumerate(layers) if any(isinstance(m, LoraLayer) for m in layer.modules())]
+        role = Role(name, model, config, head, min(adapted, default=self.num_layers))
+        self.roles[name] = role
+        return role
+
+    # ---- forward -----------------------------------------------------------------------------------------
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] final hidden states -> [..., V]; the output matrix is the base's in every role."""
+        logits = self.model.get_output_embeddings()(hidden)
+        if self._softcap:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    @property
+    def trunk_enabled(self) -> bool:
+        return self._trunk is not None
+
+    def trunk(self, tokens_BS: Tensor) -> Tensor:
+        """[B, S, H] hidden states below the lowest adapted layer. Rows are padded on the right.
+
+        No attention mask is needed anywhere: with padding on the right, causal attention never lets a real
+        token see it.
+        """
+        with torch.no_grad():
+            return self._trunk(input_ids=tokens_BS, use_cache=False).last_hidden_state
+
+    def hidden(self, role: str, tokens_BS: Tensor, trunk_BSH: Tensor | None = None) -> Tensor:
+        """[B, S, H] final hidden states of a role, from tokens or, where given, from cached trunk states."""
+        chosen = self.roles[role]
+        if trunk_BSH is not None:
+            return chosen.top(inputs_embeds=trunk_BSH, use_cache=False).last_hidden_state
+        return chosen.causal_lm.get_decoder()(input_ids=tokens_BS, use_cache=False).last_hidden_state
+
+    # ---- the trunk ---------------------------------------------------------------------------------------
+
+    def enable_trunk(self, max_tokens: int) -> str:
+        """Split below the lowest adapted layer if that is exact. Returns one line that says what was decided.
+
+        The probe is a padded batch as long as the run's longest sequence: sliding-window models differ only
+        beyond their window.
+        """
+        first = min(role.first_adapted_layer for role in self.roles.values())
+        if not 0 < first < self.num_layers:
+            return f"trunk cache off: adapters reach layer {first} of {self.num_layers}"
+        length = min(max_tokens, self.codec.max_tokens)
+        generator = torch.Generator().manual_seed(0)
+        tokens_BS = torch.randint(0, self.vocab_size, (2, length), generator=generator)
+        tokens_BS[1, max(1, length // 2) :] = self.codec.pad_token_id
+        tokens_BS = tokens_BS.to(self.device)
+        whole = {name: self._probe(name, tokens_BS) for name in self.roles}
+        self._trunk, _ = split_decoder(self.decoder, first)
+        for role in self.roles.values():
+            role.top = split_decoder(role.causal_lm.get_decoder(), first)[1]
+        trunk_BSH = self.trunk(tokens_BS)
+        for name, expected in whole.items():
+            with torch.no_grad():
+                difference = (self.hidden(name, tokens_BS, trunk_BSH) - expected).abs().max().item()
+            scale = expected.abs().max().item()
+            if not difference <= torch.finfo(self.dtype).eps * 100 * max(scale, 1.0):
+                self._trunk = None
+                return f"trunk cache off: {name} differs by {difference:.1e} from the whole decoder on a probe"
+        return f"trunk cache on: layers 0-{first - 1} of {self.num_layers} are computed once and shared"
+
+    @torch.no_grad()
+    def _probe(self, name: str, tokens_BS: Tensor) -> Tensor:
+        return self.hidden(name, tokens_BS)
+
+    @torch.no_grad()
+    def _check_logits(self) -> None:
+        """Some architectures scale their logits; ours must be the model's own."""
+        tokens = torch.arange(1, 5, device=self.device).remainder(self.vocab_size)[None]
+        expected = self.model(input_ids=tokens, use_cache=False).logits
+        found = self.logits(self.hidden(REFERENCE, tokens))
+        if not torch.allclose(found, expected, atol=1e-2 if self.dtype != torch.float32 else 1e-4, rtol=1e-3):
+            raise ModelError(
+                f"{self.name}: {type(self.model).__name__} treats its logits in a way that is not supported; "
+                "expected an output matrix with optional soft-capping"
+            )
+
+    # ---- sampling ----------------------------------------------------------------------------------------
+
+    def merged(self, role: str) -> Any:
+        """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
+
+        Only the adapted matrices are new tensors. The base is never merged in place: unmerging by
+        subtraction does not give back the same bits.
+        """
+        chosen = self.roles[role]
+        if chosen.lora is None:
+            return chosen.causal_lm
+        clone = share_clone(chosen.causal_lm)
+        for name, module in list(clone.named_modules()):
+            if isinstance(module, LoraLayer):
+                clone.set_submodule(name, _merged_module(module))
+        return clone
+
+
+@torch.no_grad()
+def _merged_module(module: Any) -> nn.Module:
+    """The base layer of a LoRA module with the update added to a copy of its weight."""
+    merged = share_clone(module.get_base_layer())
+    weight = merged.weight
+    total = weight.float()
+    for adapter in module.active_adapters:
+        total = total + module.get_delta_weight(adapter).float()
+    merged.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
+    return merged
+
+
+def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> Tensor:
+    """[B, S] int64 from rows of different length, padded on the right."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+    return tokens.to(device)
