@@ -1,0 +1,369 @@
+"""JSONL in and out, with caps, line numbers, a quarantine file and atomic writes.
+
+Reading never trusts a file: lines, nesting, size and the decompression ratio are capped, and what a JSON
+parser would accept in silence (NaN, a duplicate key, a lone surrogate, NUL) is refused with its line number.
+Writing goes to a temporary file beside the target, is flushed to disk, and is renamed into place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rlhf.core.errors import DataError
+from rlhf.core.validation import nearest, one_line, problems
+
+Row = TypeVar("Row", bound=BaseModel)
+
+UTF8_BOM = b"\xef\xbb\xbf"
+UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+QUARANTINE_TEXT_CHARS = 4096
+_JSON_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may cost. `max_ratio` (decompressed : compressed) counts beyond max_line_bytes."""
+
+    max_line_bytes: int = 1 << 20
+    max_depth: int = 32
+    max_file_bytes: int = 1 << 30
+    max_ratio: float = 100.0
+
+
+class BadRow(ValueError):
+    """One row cannot be used; the rest of the file can."""
+
+
+def read_jsonl(
+    path: Path,
+    model: type[Row],
+    *,
+    quarantine: Path | None = None,
+    unique: str | None = None,
+    limits: Limits | None = None,
+) -> Iterator[Row]:
+    """Rows of a JSONL file (optionally .gz) as records.
+
+    quarantine: None makes the first bad row a DataError('FILE:LINE: ...'); a path collects bad rows there as
+    {"line", "reason", "text"} and goes on. unique: an attribute that no two rows may share.
+    Raises DataError for a missing, unreadable, oversized or empty file and for one without a good row.
+    """
+    for _, record in read_numbered(path, model, quarantine=quarantine, unique=unique, limits=limits):
+        yield record
+
+
+def read_numbered(
+    path: Path,
+    model: type[Row],
+    *,
+    quarantine: Path | None = None,
+    unique: str | None = None,
+    limits: Limits | None = None,
+) -> Iterator[tuple[int, Row]]:
+    """`read_jsonl` with the line number of each row, for callers whose own checks must name it."""
+    first_line_of: dict[Any, int] = {}
+
+    def parse(line: int, data: dict[str, Any]) -> Row:
+        record = _validated(model, data)
+        if unique is not None:
+            key = getattr(record, unique)
+            if key in first_line_of:
+                raise BadRow(f"{unique} {key!r} was already used on line {first_line_of[key]}")
+            first_line_of[key] = line
+        return record
+
+    yield from _read(Path(path), parse, quarantine, limits or Limits())
+
+
+def read_rows(
+    path: Path, *, quarantine: Path | None = None, limits: Limits | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each row; the same checks as `read_jsonl` without a record type."""
+    yield from _read(Path(path), lambda _, data: data, quarantine, limits or Limits())
+
+
+def _read(path: Path, parse: Any, quarantine: Path | None, limits: Limits) -> Iterator[tuple[int, Any]]:
+    good = 0
+    bad = _BadRows(path, quarantine)
+    with bad:
+        for line, raw in _lines(path, limits):
+            try:
+                if raw is None:
+                    raise BadRow(f"line is longer than {limits.max_line_bytes} bytes")
+                row = parse(line, _parse_object(raw, limits))
+            except BadRow as error:
+                bad.add(line, str(error), raw or b"")
+                continue
+            good += 1
+            yield line, row
+    if not good and not bad.count:
+        raise DataError(f"{path}: file is empty; expected one JSON object per line")
+    if not good:
+        raise DataError(
+            f"{path}: no usable row among {bad.count}; first: {bad.first}; all are in {quarantine}"
+        )
+
+
+class _BadRows:
+    """Raises on the first bad row, or collects them in a quarantine file that appears when reading ends."""
+
+    def __init__(self, path: Path, quarantine: Path | None) -> None:
+        self.path, self.quarantine = path, quarantine
+        self.count, self.first = 0, ""
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> _BadRows:
+        return self
+
+    def add(self, line: int, reason: str, raw: bytes) -> None:
+        where = f"{self.path}:{line}: {reason}"
+        if self.quarantine is None:
+            raise DataError(where)
+        self.count += 1
+        self.first = self.first or where
+        if self._file is None:
+            self.quarantine.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(_part(self.quarantine), "w", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        text = raw[: QUARANTINE_TEXT_CHARS * 4].decode("utf-8", "replace")[:QUARANTINE_TEXT_CHARS]
+        self._file.write(
+            json.dumps({"line": line, "reason": reason, "text": text}, ensure_ascii=False) + "\n"
+        )
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None and self.quarantine is not None:
+            self._file.close()
+            os.replace(_part(self.quarantine), self.quarantine)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _lines(path: Path, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
+    """(line number, bytes without the newline) of each non-blank line; None for a line over the cap."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if not path.is_file():
+        raise DataError(f"{path}: is a directory; expected a JSONL file")
+    size = path.stat().st_size
+    zipped = path.suffix == ".gz"
+    if size > limits.max_file_bytes:
+        raise DataError(f"{path}: {size} bytes; at most {limits.max_file_bytes} are read")
+    # A small file may legitimately compress well; the ratio only matters once the output is large.
+    max_bytes = limits.max_file_bytes
+    if zipped:
+        max_bytes = min(max_bytes, int(max(size * limits.max_ratio, limits.max_line_bytes)))
+    number = total = 0
+    try:
+        with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
+            while chunk := file.readline(limits.max_line_bytes + 1):
+                number += 1
+                total += len(chunk)
+                line: bytes | None = chunk
+                if len(chunk) > limits.max_line_bytes and not chunk.endswith(b"\n"):
+                    line = None
+                    while chunk and not chunk.endswith(b"\n") and total <= max_bytes:
+                        chunk = file.readline(limits.max_line_bytes + 1)
+                        total += len(chunk)
+                if total > max_bytes:
+                    raise DataError(
+                        f"{path}: expands beyond {max_bytes} bytes; refused as a decompression bomb"
+                    )
+                if number == 1 and line is not None:
+                    if line.startswith(UTF16_BOMS):
+                        raise DataError(f"{path}: UTF-16 text; expected UTF-8")
+                    line = line.removeprefix(UTF8_BOM)
+                if line is None or line.strip():
+                    yield number, line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a complete gzip file ({one_line(str(error))})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
+    if b"\x00" in raw:
+        raise BadRow(f"NUL byte at byte {raw.index(0) + 1}")
+    if (depth := _depth(raw, limits.max_depth)) > limits.max_depth:
+        raise BadRow(f"nested deeper than {limits.max_depth} levels")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRow(f"not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x})") from error
+    try:
+        data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"broken JSON at column {error.colno}: {error.msg}") from error
+    except BadRow:
+        raise
+    except ValueError as error:  # an integer with thousands of digits
+        raise BadRow(f"unusable number: {one_line(str(error))}") from error
+    if not isinstance(data, dict):
+        hint = " (a JSON array: write one object per line)" if isinstance(data, list) and depth > 1 else ""
+        raise BadRow(f"found a {type(data).__name__}; expected a JSON object{hint}")
+    _check_text(data)
+    return data
+
+
+def _depth(raw: bytes, limit: int) -> int:
+    """Deepest nesting of brackets outside strings; brackets are counted first, so most lines cost nothing."""
+    if raw.count(b"[") + raw.count(b"{") <= limit:
+        return 1
+    depth = deepest = 0
+    for byte in _JSON_STRING.sub(b"", raw):
+        if byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadRow(f"key {twice!r} appears twice in one object")
+    return data
+
+
+def _constant(name: str) -> float:
+    raise BadRow(f"found {name}; expected a finite number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise BadRow(f"found {text}, which is too large; expected a finite number")
+    return value
+
+
+def _check_text(value: Any) -> None:
+    """Escapes can smuggle in what the raw bytes were checked for: lone surrogates and NUL."""
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise BadRow("text holds a NUL character (\\u0000)")
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRow(f"text holds a lone surrogate (\\u{ord(value[error.start]):04x})") from error
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key)
+            _check_text(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item)
+
+
+def _validated(model: type[Row], data: dict[str, Any]) -> Row:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        path, message = problems(error)[0]
+        name = ".".join(path)
+        if not name:
+            raise BadRow(message) from error
+        if message == "is not a known name":
+            message = f"is not a known column{nearest(name, model.model_fields)}"
+        elif message == "is missing":
+            message = f"is missing; found the columns {', '.join(data) or 'none'}"
+        raise BadRow(f"'{name}' {message}") from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside `path`, renamed onto it when the block ends well, removed when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    _sync_directory(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_directory(path: Path) -> None:
+    """A rename is only durable once its directory is; some filesystems do not offer that and say so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON text of a record or plain value. Raises DataError for NaN, Infinity and lone surrogates."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, **options)
+        text.encode("utf-8")
+    except (ValueError, TypeError) as error:
+        raise DataError(f"cannot be written as JSON: {one_line(str(error))}") from error
+    return text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "item"):  # numpy and torch scalars
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is not JSON")
+
+
+def write_jsonl(path: Path, rows: Iterable[BaseModel | dict[str, Any]]) -> int:
+    """Write one object per line, atomically; returns how many rows."""
+    count = 0
+    with atomic_file(path) as file:
+        for row in rows:
+            file.write(to_json(row).encode("utf-8") + b"\n")
+            count += 1
+    return count
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write one indented JSON value, atomically."""
+    write_text(path, to_json(obj, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, atomically."""
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""The statistics that reports and gates rest on; numpy only.
+
+Intervals over prompts resample prompts, not rows: rows of one prompt are not independent, and resampling
+them would make every interval too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_RESAMPLE_CELLS = 4_000_000  # 32 MB of counts at a time
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence interval; n is the number of values it was computed from."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray,
+    *,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of the mean (Efron 1979), resampling whole groups where they are given.
+
+    values: N numbers. groups: N labels (the prompt of each value). One group alone gives a zero-width
+    interval. Raises ValueError for no values, non-finite values or lengths that differ.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if data.ndim != 1 or not len(data):
+        raise ValueError(f"expected a non-empty list of numbers; found shape {data.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError("values hold NaN or Infinity")
+    sums_G: np.ndarray = data
+    counts_G: np.ndarray = np.ones(len(data))
+    if groups is not None:
+        if len(groups) != len(data):
+            raise ValueError(f"{len(groups)} groups for {len(data)} values")
+        index: dict[Hashable, int] = {}
+        member = np.array([index.setdefault(group, len(index)) for group in groups])
+        sums_G, counts_G = np.bincount(member, weights=data), np.bincount(member) * 1.0
+    num_groups = len(sums_G)
+    rng = np.random.default_rng(seed)
+    means: list[np.ndarray] = []
+    left = num_resamples
+    while left > 0:
+        size = min(left, max(1, MAX_RESAMPLE_CELLS // num_groups))
+        times_RG = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
+        means.append((times_RG @ sums_G) / (times_RG @ counts_G))
+        left -= size
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Interval(float(data.mean()), float(low), float(high), len(data))
+
+
+def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
+    """Wilson score interval of a proportion (Wilson 1927). n = 0 knows nothing: mean NaN, from 0 to 1."""
+    if n == 0:
+        return Interval(math.nan, 0.0, 1.0, 0)
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes ({successes}) must be between 0 and n ({n})")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+class CalibrationBin(NamedTuple):
+    """Predictions that fell into one bin: their mean, how often the outcome came true, how many."""
+
+    confidence: float
+    frequency: float
+    size: int
+
+
+def calibration_bins(
+    probabilities: Sequence[float] | np.ndarray, outcomes: Sequence[float] | np.ndarray, num_bins: int = 10
+) -> list[CalibrationBin]:
+    """Non-empty equal-width bins over [0, 1], each closed on the right. Outcomes lie in [0, 1] (a tie: 0.5)."""
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
+    if p.shape != y.shape or p.ndim != 1 or not len(p):
+        raise ValueError(f"expected two equally long lists; found shapes {p.shape} and {y.shape}")
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("probabilities must lie in [0, 1]")
+    index = np.clip(np.ceil(p * num_bins).astype(int) - 1, 0, num_bins - 1)
+    return [
+        CalibrationBin(float(p[index == b].mean()), float(y[index == b].mean()), int((index == b).sum()))
+        for b in range(num_bins)
+        if (index == b).any()
+    ]
+
+
+def expected_calibration_error(
+    probabilities: Sequence[float] | np.ndarray, outcomes: Sequence[float] | np.ndarray, num_bins: int = 10
+) -> float:
+    """Mean gap between confidence and frequency, weighted by bin size (Naeini et al. 2015)."""
+    bins = calibration_bins(probabilities, outcomes, num_bins)
+    total = sum(b.size for b in bins)
+    return sum(b.size / total * abs(b.confidence - b.frequency) for b in bins)
+
+
+def distinct_n(texts: Iterable[str], n: int = 2) -> float:
+    """Distinct word n-grams over all n-grams of the corpus (Li et al. 2016); 0.0 where there are none.
+
+    The ratio falls with the amount of text: compare equal numbers of completions only.
+    """
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        words = text.lower().split()
+        grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+        total += len(grams)
+        seen.update(grams)
+    return len(seen) / total if total else 0.0
