@@ -48,7 +48,9 @@ def load_settings(cls: type[S], config_file: Path | None, argv: list[str], prog:
     `--help` in argv prints the settings and raises SystemExit(0).
     """
     lines: dict[Key, int] = {}
-    values = _read_yaml(Path(config_file), cls, lines) if config_file is not None else {}
+    values = _nested_defaults(cls)
+    if config_file is not None:
+        _overlay(values, _read_yaml(Path(config_file), cls, lines))
     overrides = _parse_options(cls, argv, prog)
     given = set(_leaves(overrides))
     _overlay(values, overrides)
@@ -175,27 +177,31 @@ def _first_paragraph(cls: type[Settings]) -> str:
     return one_line((cls.__doc__ or "").split("\n\n")[0])
 
 
-def _mirror(cls: type[BaseModel]) -> Any:
+def _mirror(cls: type[BaseModel], defaults: BaseModel | None = None) -> Any:
     """A TypedDict with the same keys, all optional: tyro leaves out what was not on the command line."""
     fields: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         nested = _nested(field.annotation)
         if nested:
-            fields[name] = Annotated[_mirror(nested), tyro.conf.arg(help=field.description or "")]
+            inner = None if field.is_required() else field.get_default(call_default_factory=True)
+            fields[name] = Annotated[_mirror(nested, inner), tyro.conf.arg(help=field.description or "")]
             continue
         kind = str if _is_dict(field.annotation) else field.annotation
         shape = " as JSON" if _is_dict(field.annotation) else ""
-        default = "(required)" if field.is_required() else f"(default: {_plain_default(field)})"
-        argument = tyro.conf.arg(help=(field.description or "") + shape, help_behavior_hint=default)
+        argument = tyro.conf.arg(
+            help=(field.description or "") + shape, help_behavior_hint=_default_text(name, field, defaults)
+        )
         fields[name] = Annotated[(kind, *field.metadata, argument)]
     return TypedDict(cls.__name__, fields, total=False)  # type: ignore[operator]
 
 
-def _plain_default(field: Any) -> str:
-    value = field.get_default(call_default_factory=True)
+def _default_text(name: str, field: Any, defaults: BaseModel | None) -> str:
+    if defaults is None and field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
     if isinstance(value, list | tuple):
-        return " ".join(str(item) for item in value) or "none"
-    return str(value)
+        value = " ".join(str(item) for item in value) or "none"
+    return f"(default: {value})"
 
 
 def _is_dict(annotation: Any) -> bool:
@@ -246,6 +252,19 @@ def _leaves(values: dict[str, Any], prefix: Key = ()) -> list[Key]:
     for name, value in values.items():
         keys += _leaves(value, (*prefix, name)) if isinstance(value, dict) and value else [(*prefix, name)]
     return keys
+
+
+def _nested_defaults(cls: type[BaseModel]) -> dict[str, Any]:
+    """Defaults of the nested settings, as this class wants them.
+
+    `optim: OptimSettings = OptimSettings(lr=3e-4)` must keep its 3e-4 when only `optim.beta1` is given; built
+    from the given keys alone, pydantic would fall back to the lr of OptimSettings itself.
+    """
+    return {
+        name: field.get_default(call_default_factory=True).model_dump()
+        for name, field in cls.model_fields.items()
+        if _nested(field.annotation) and not field.is_required()
+    }
 
 
 def _overlay(values: dict[str, Any], overrides: dict[str, Any]) -> None:
