@@ -14,16 +14,18 @@ proves on a probe that trunk + top equals the whole decoder and otherwise leaves
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from rlhf.core.chat import ChatCodec, first_line
 from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_decoder
@@ -62,7 +64,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"model.device: {name!r} is not a device; expected auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(
+            f"model.device: {name!r} is not a device; expected auto, cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"model.device: {name} was asked for, but torch sees no GPU; expected cpu or auto")
     return device
@@ -73,7 +77,9 @@ def check_model_dir(path: str | Path) -> None:
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"{path}: not a model directory (no config.json); expected one of transformers' format")
+            raise ModelError(
+                f"{path}: not a model directory (no config.json); expected one of transformers' format"
+            )
     elif folder.exists():
         raise ModelError(f"{path}: is a file; expected a model directory")
     elif folder.is_absolute() or str(path).count("/") != 1 or str(path).startswith("."):
@@ -83,6 +89,8 @@ def check_model_dir(path: str | Path) -> None:
 def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, ChatCodec]:
     """A frozen causal language model in eval mode and the codec beside it. Raises ModelError."""
     check_model_dir(path)
+    # Our stages show one progress line of their own; a bar for every loaded tensor would bury it.
+    transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -94,7 +102,9 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be loaded as a causal language model ({first_line(error)})") from error
+        raise ModelError(
+            f"{path}: cannot be loaded as a causal language model ({first_line(error)})"
+        ) from error
     try:
         generation = GenerationConfig.from_pretrained(str(path))
     except OSError:
@@ -163,14 +173,20 @@ class Backbone:
         if name in self.roles:
             raise ValueError(f"role {name!r} exists already")
         if self._trunk is not None:
-            raise ValueError("roles are added before enable_trunk, which needs to know the lowest adapted layer")
+            raise ValueError(
+                "roles are added before enable_trunk, which needs to know the lowest adapted layer"
+            )
         # peft draws the A matrices from torch's global generator.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # peft 0.21 asks for a property that transformers 5.23 renamed.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             torch.manual_seed(seed)
-            model = get_peft_model(share_clone(self.model), config)
+            model = PeftModelForCausalLM(share_clone(self.model), config)
         model.eval()
         layers = decoder_layers(model.get_base_model().get_decoder())
-        adapted = [i for i, layer in enumerate(layers) if any(isinstance(m, LoraLayer) for m in layer.modules())]
+        adapted = [
+            i for i, layer in enumerate(layers) if any(isinstance(m, LoraLayer) for m in layer.modules())
+        ]
         role = Role(name, model, config, head, min(adapted, default=self.num_layers))
         self.roles[name] = role
         return role
@@ -231,7 +247,9 @@ class Backbone:
             scale = expected.abs().max().item()
             if not difference <= torch.finfo(self.dtype).eps * 100 * max(scale, 1.0):
                 self._trunk = None
-                return f"trunk cache off: {name} differs by {difference:.1e} from the whole decoder on a probe"
+                return (
+                    f"trunk cache off: {name} differs by {difference:.1e} from the whole decoder on a probe"
+                )
         return f"trunk cache on: layers 0-{first - 1} of {self.num_layers} are computed once and shared"
 
     @torch.no_grad()

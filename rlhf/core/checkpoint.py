@@ -1,0 +1,121 @@
+"""Checkpoints that are either whole or not there, and that are checked before they are used.
+
+A checkpoint is a directory. It is written under a temporary name, every file is flushed to disk, a manifest
+with each file's SHA-256 is written last, and one rename commits it. A directory without a manifest, or with
+a file that does not match it, is never loaded: the newest valid one is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.core.chat import first_line
+from rlhf.core.errors import CheckpointError
+
+MANIFEST = "CHECKPOINT.json"
+STATE_FILE = "state.pt"
+
+
+def commit_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, keep: int = 2) -> Path:
+    """Write a checkpoint through `write(folder)` and commit it as root/step-NNNNNNNN; keep the newest `keep`.
+
+    An existing checkpoint of the same step is replaced only once the new one is complete.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"step-{step:08d}"
+    partial = root / f".partial-{step:08d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write(partial)
+    files = {}
+    for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+        files[path.relative_to(partial).as_posix()] = _sha256(path)
+        _fsync(path)
+    manifest = partial / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n", encoding="utf-8")
+    _fsync(manifest)
+    _fsync(partial)
+    if final.exists():
+        old = root / f".old-{step:08d}"
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+        os.rename(partial, final)
+        shutil.rmtree(old)
+    else:
+        os.rename(partial, final)
+    _fsync(root)
+    for path in checkpoints(root)[:-keep]:
+        # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under its name.
+        doomed = root / f".old-{path.name.removeprefix('step-')}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+    return final
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Committed checkpoints, oldest first, not yet verified."""
+    return sorted(p for p in root.glob("step-*") if (p / MANIFEST).is_file()) if root.is_dir() else []
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Raise CheckpointError unless every file is there and has the bytes that were committed."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
+        if found != set(files):
+            different = sorted(found ^ set(files))
+            raise CheckpointError(f"{folder}: {different[0]} is missing or was not part of the checkpoint")
+        for name, expected in files.items():
+            if _sha256(folder / name) != expected:
+                raise CheckpointError(f"{folder / name}: does not match its checksum")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder / MANIFEST}: damaged ({first_line(error)})") from error
+
+
+def newest_valid(root: Path, *, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that verifies; each damaged one on the way is named through `warn`."""
+    for folder in reversed(checkpoints(root)):
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            warn(f"ignoring a damaged checkpoint: {error}")
+        else:
+            return folder
+    return None
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Tensors, numbers, strings and containers of them, as one file that loads with `weights_only=True`."""
+    torch.save(state, folder / STATE_FILE)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `save_state` wrote, on the CPU. Raises CheckpointError."""
+    try:
+        return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what its unpickler happens to meet
+        raise CheckpointError(f"{folder / STATE_FILE}: cannot be read ({first_line(error)})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,82 @@
+"""A fixed set of token rows with their trunk states, computed once and read many times.
+
+Rows are kept ragged (no padding in memory) and padded on the right when a batch is formed. Where the
+backbone has no trunk, or the states would not fit the given budget, batches are computed from tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.core.backbone import Backbone, right_padded
+from rlhf.core.batching import token_budget_batches
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """tokens_BS and, with a trunk, trunk_BSH; lengths_B counts real tokens, which come first in each row."""
+
+    tokens_BS: Tensor
+    trunk_BSH: Tensor | None
+    lengths_B: Tensor
+
+
+class Sequences:
+    """Token rows bound to a backbone.
+
+    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rows: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        max_bytes: int = 8 << 30,
+        on_batch: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        self.backbone = backbone
+        self.rows = rows
+        self.lengths = [len(row) for row in rows]
+        self.max_tokens = max_tokens
+        self._states: list[Tensor] | None = None
+        size = sum(self.lengths) * backbone.hidden_size * backbone.dtype.itemsize
+        if backbone.trunk_enabled and size <= max_bytes:
+            states: list[Tensor] = [torch.empty(0)] * len(rows)
+            for indices in token_budget_batches(self.lengths, max_tokens):
+                trunk_BSH = backbone.trunk(self._tokens(indices))
+                for i, state_SH in zip(indices, trunk_BSH, strict=True):
+                    states[i] = state_SH[: self.lengths[i]].clone()
+                on_batch(len(indices))
+            self._states = states
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _tokens(self, indices: Sequence[int]) -> Tensor:
+        pad_id = self.backbone.codec.pad_token_id
+        return right_padded([self.rows[i] for i in indices], pad_id, self.backbone.device)
+
+    def batch(self, indices: Sequence[int]) -> SequenceBatch:
+        tokens_BS = self._tokens(indices)
+        lengths_B = torch.tensor([self.lengths[i] for i in indices], device=tokens_BS.device)
+        trunk_BSH = None
+        if self._states is not None:
+            trunk_BSH = torch.nn.utils.rnn.pad_sequence([self._states[i] for i in indices], batch_first=True)
+        elif self.backbone.trunk_enabled:
+            trunk_BSH = self.backbone.trunk(tokens_BS)
+        return SequenceBatch(tokens_BS, trunk_BSH, lengths_B)
+
+    def hidden(self, role: str, batch: SequenceBatch) -> Tensor:
+        """[B, S, H] final hidden states of a role."""
+        return self.backbone.hidden(role, batch.tokens_BS, batch.trunk_BSH)
+
+    def last_hidden(self, role: str, batch: SequenceBatch) -> Tensor:
+        """[B, H] hidden state of each row's last real token: where a reward is read."""
+        hidden_BSH = self.hidden(role, batch)
+        return hidden_BSH[torch.arange(len(hidden_BSH), device=hidden_BSH.device), batch.lengths_B - 1]

@@ -1,0 +1,1 @@
+"""What needs both models and the feedback store: sampling for ratings, evaluation, the report."""

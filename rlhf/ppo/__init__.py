@@ -1,0 +1,1 @@
+"""Proximal policy optimisation: prompts, rollout, advantages, losses, KL control, training, evaluation."""
