@@ -1,0 +1,43 @@
+# Everything runs from .venv, which the first target that needs it creates from requirements.lock.
+PYTHON := .venv/bin/python
+STAMP := .venv/installed.stamp
+export OMP_NUM_THREADS ?= 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv lint test demo prove clean
+
+help:  ## show the targets
+	@grep -E '^[.a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.venv: $(STAMP)  ## create .venv and install what requirements.lock pins
+
+# torch goes first and alone: whichever build the machine offers for the pinned version is kept by what follows.
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(PYTHON) || for python in python3.11 python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        echo "creating .venv with $$python"; exec $$python -m venv .venv; fi; done; \
+	    test -x $(PYTHON) || { echo "make: no Python 3.11 or later found (with its venv module)" >&2; exit 1; }
+	$(PYTHON) -m pip install $$(grep '^torch==' requirements.lock)
+	$(PYTHON) -m pip install -r requirements.lock
+	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+lint: $(STAMP)  ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+test: $(STAMP)  ## all tests but the long proofs (at most 10 minutes)
+	$(PYTHON) -m pytest -m "not prove"
+
+demo: $(STAMP)  ## the whole loop in the embedded world; writes demo/report.html (at most 8 minutes)
+	$(PYTHON) -m rlhf.cli demo --workspace demo
+	@ls demo/report.html demo/report.json
+
+prove: $(STAMP)  ## the long proofs: several seeds, hours
+	$(PYTHON) -m pytest -m prove
+
+clean:  ## remove caches and build outputs; .venv and workspaces stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find rlhf sft reward feedback_app scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
