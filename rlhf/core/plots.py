@@ -1,0 +1,185 @@
+"""Pictures from numbers, as SVG that reads on light and dark pages; matplotlib's Agg/SVG backends only.
+
+Every function returns the bytes of one SVG (transparent background, text kept as text) or, with
+`image="png"`, of one PNG. The same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf.core.stats import calibration_bins, expected_calibration_error
+
+Image = Literal["svg", "png"]
+Numbers = Sequence[float | None]
+Series = Mapping[str, tuple[Numbers, Numbers]]
+
+INK = "#7d8590"  # text and axes: readable on white and on near-black
+GRID = "#7d859033"
+PALETTE = ("#3d7eca", "#e0803a", "#3a9d6e", "#a86bc4", "#cf5062", "#8a8f3a")
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def line_plot(
+    series: Series,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    bands: Mapping[str, tuple[Numbers, Numbers, Numbers]] | None = None,
+    *,
+    image: Image = "svg",
+) -> bytes:
+    """Lines of name -> (xs, ys); None and NaN break a line. bands: name -> (xs, lows, highs), shaded."""
+
+    def draw(axes: Axes) -> None:
+        for color, (name, (xs, ys)) in zip(_colors(series), series.items(), strict=True):
+            few = len(xs) <= 30
+            axes.plot(
+                _floats(xs), _floats(ys), color=color, label=name, marker="o" if few else "", markersize=3.5
+            )
+            if bands and name in bands:
+                band_xs, lows, highs = bands[name]
+                axes.fill_between(
+                    _floats(band_xs), _floats(lows), _floats(highs), color=color, alpha=0.18, lw=0
+                )
+        _legend(axes, series)
+
+    return _picture(draw, title, xlabel, ylabel, image)
+
+
+def scatter_plot(
+    series: Series, title: str, xlabel: str, ylabel: str, *, connect: bool = False, image: Image = "svg"
+) -> bytes:
+    """Points of name -> (xs, ys); `connect` draws the path through them in the order given."""
+
+    def draw(axes: Axes) -> None:
+        for color, (name, (xs, ys)) in zip(_colors(series), series.items(), strict=True):
+            points_x, points_y = _floats(xs), _floats(ys)
+            if connect:
+                axes.plot(points_x, points_y, color=color, alpha=0.35, linewidth=1)
+            axes.scatter(points_x, points_y, color=color, s=18, alpha=0.85, linewidths=0, label=name)
+        _legend(axes, series)
+
+    return _picture(draw, title, xlabel, ylabel, image)
+
+
+def bar_plot(
+    values: Mapping[str, float],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    *,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    reference: tuple[str, float] | None = None,
+    image: Image = "svg",
+) -> bytes:
+    """One bar per name, with (low, high) whiskers; reference: (label, height) of a dashed line."""
+
+    def draw(axes: Axes) -> None:
+        names = list(values)
+        heights = [values[name] for name in names]
+        axes.bar(range(len(names)), heights, color=_colors(values), width=0.55, alpha=0.9)
+        for x, (name, height) in enumerate(values.items()):
+            low, high = (intervals or {}).get(name, (height, height))
+            if low != high:
+                axes.vlines(x, low, high, color=INK, linewidth=1.6)
+            axes.annotate(
+                f"{height:.3g}", (x, max(height, high)), (0, 4), textcoords="offset points", ha="center"
+            )
+        if reference is not None:
+            axes.axhline(reference[1], color=INK, linestyle=(0, (4, 3)), linewidth=1, label=reference[0])
+            axes.legend()
+        axes.set_xticks(range(len(names)), names)
+        axes.grid(axis="x", visible=False)
+        axes.margins(y=0.15)
+
+    return _picture(draw, title, xlabel, ylabel, image)
+
+
+def reliability_plot(
+    probabilities: Sequence[float],
+    outcomes: Sequence[float],
+    title: str,
+    *,
+    num_bins: int = 10,
+    image: Image = "svg",
+) -> bytes:
+    """Predicted probability against how often it came true, one dot per bin, its area the bin's size."""
+    bins = calibration_bins(probabilities, outcomes, num_bins)
+    error = expected_calibration_error(probabilities, outcomes, num_bins)
+
+    def draw(axes: Axes) -> None:
+        largest = max(b.size for b in bins)
+        axes.plot([0, 1], [0, 1], color=INK, linestyle=(0, (4, 3)), linewidth=1, label="perfect")
+        axes.plot([b.confidence for b in bins], [b.frequency for b in bins], color=PALETTE[0], alpha=0.5)
+        axes.scatter(
+            [b.confidence for b in bins],
+            [b.frequency for b in bins],
+            s=[16 + 120 * b.size / largest for b in bins],
+            color=PALETTE[0],
+            linewidths=0,
+            label=f"measured, ECE {error:.3f}",
+        )
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.legend(loc="upper left")
+
+    return _picture(draw, title, "predicted probability", "observed frequency", image)
+
+
+def _picture(draw: Any, title: str, xlabel: str, ylabel: str, image: Image) -> bytes:
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(5.6, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if image == "svg" else {"Software": None}
+        figure.savefig(buffer, format=image, transparent=True, dpi=160, metadata=metadata)
+        return buffer.getvalue()
+
+
+def _colors(names: Any) -> list[str]:
+    return [PALETTE[i % len(PALETTE)] for i in range(len(names))]
+
+
+def _floats(values: Numbers) -> list[float]:
+    return [math.nan if value is None else float(value) for value in values]
+
+
+def _legend(axes: Axes, series: Series) -> None:
+    if len(series) > 1:
+        axes.legend()
