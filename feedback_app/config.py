@@ -1,0 +1,85 @@
+"""Settings of the feedback app's commands. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlhf.core.config import Positional, Settings
+
+DEFAULT_PROJECT = "default"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class AppConfig(Settings):
+    """The rating desk: a web server over the feedback store."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(7860, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    public_hosts: tuple[str, ...] = Field(
+        (),
+        description="host names (with port if unusual) under which people reach the app; others are refused",
+    )
+    secure_cookies: bool = Field(False, description="set the Secure flag on cookies; for use behind TLS")
+    trusted_proxy: bool = Field(False, description="take the client's address from X-Forwarded-For")
+    lease_s: float = Field(
+        900.0, gt=0, description="seconds a task is held for one annotator without a sign of life"
+    )
+
+
+class UsersConfig(Settings):
+    """People who rate: add, disable, enable, password (a one-time link), list."""
+
+    action: Positional[Literal["add", "disable", "enable", "password", "list"]] = Field(
+        description="what to do"
+    )
+    name: Positional[str] = Field("", description="the person's account name")
+    role: Literal["annotator", "lead", "admin"] = Field("annotator", description="role of a new account")
+    password_stdin: bool = Field(False, description="read the password from standard input; no link is made")
+    base_url: str = Field(
+        "http://127.0.0.1:7860", description="where the app is reached, for the one-time link"
+    )
+
+    @model_validator(mode="after")
+    def _needs_a_name(self) -> UsersConfig:
+        if self.action != "list" and not self.name.strip():
+            raise ValueError(f"'users {self.action}' needs a name; expected: rlhf users {self.action} NAME")
+        return self
+
+
+class ImportConfig(Settings):
+    """Bring prompts, completions or existing ratings into the feedback store."""
+
+    file: Positional[Path] = Field(description="JSONL file (.jsonl or .jsonl.gz)")
+    project: str = Field(DEFAULT_PROJECT, description="project that gets the tasks and ratings")
+    kind: Literal["auto", "prompts", "completions", "preferences"] = Field(
+        "auto", description="what a row is; auto looks at the columns of each row"
+    )
+    overlap: int = Field(1, ge=1, description="how many different people rate each task")
+    annotator: str = Field("imported", description="account that ratings without an annotator are booked on")
+    simulated: bool = Field(False, description="mark what is imported as simulated, not written by people")
+    quarantine: Path | None = Field(
+        None, description="where bad rows go with the reason; default FILE.quarantine.jsonl"
+    )
+    rubric: Path | None = Field(None, description="text file with the rubric of a new project (Markdown)")
+
+
+class ExportConfig(Settings):
+    """Write a snapshot of the ratings: JSONL split by prompt group, TRL columns, manifest."""
+
+    project: str = Field(DEFAULT_PROJECT, description="project to export")
+    seed: int = Field(0, description="seed of the split; the same seed keeps every prompt in its split")
+    train: Fraction = Field(0.8, description="share of prompt groups for training")
+    validation: Fraction = Field(0.1, description="share of prompt groups for validation; the rest is test")
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> ExportConfig:
+        if self.train + self.validation > 1 + 1e-9:
+            raise ValueError(f"train + validation must be at most 1; found {self.train + self.validation:g}")
+        return self
+
+    @property
+    def fractions(self) -> tuple[float, float, float]:
+        return (self.train, self.validation, max(0.0, 1 - self.train - self.validation))

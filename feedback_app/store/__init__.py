@@ -1,0 +1,1 @@
+"""The feedback store: schema, engine, tasks, annotations, snapshots and migrations."""
