@@ -30,6 +30,7 @@ __all__ = ["Positional", "Settings", "load_settings", "settings_to_yaml"]
 
 MAX_CONFIG_BYTES = 1 << 20
 Key = tuple[str, ...]
+_POSITIONAL = typing.get_args(Positional[str])[1]  # the marker that the annotation carries
 
 
 class Settings(BaseModel):
@@ -173,6 +174,12 @@ def _option(key: Key) -> str:
     return "--" + ".".join(key).replace("_", "-")
 
 
+def _shown_option(cls: type[BaseModel], key: Key) -> str:
+    field = known_keys(cls).get(key)
+    positional = field is not None and _POSITIONAL in field.metadata
+    return key[-1].upper() if positional else _option(key)
+
+
 def _first_paragraph(cls: type[Settings]) -> str:
     return one_line((cls.__doc__ or "").split("\n\n")[0])
 
@@ -288,7 +295,7 @@ def _explain(
     name = ".".join(key)
     if message == "is missing":
         where = f" or '{name}' in {config_file}" if config_file else ""
-        return f"{prog}: {_option(key)}{where} is required"
+        return f"{prog}: {_shown_option(cls, key)}{where} is required"
     if any(option[: len(key)] == key for option in given) and key:
         return f"{prog}: {_option(key)}: {message}"
     line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)

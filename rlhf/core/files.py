@@ -188,7 +188,7 @@ def _lines(path: Path, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
                         raise DataError(f"{path}: UTF-16 text; expected UTF-8")
                     line = line.removeprefix(UTF8_BOM)
                 if line is None or line.strip():
-                    yield number, line
+                    yield number, line if line is None else line.rstrip(b"\r\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a complete gzip file ({one_line(str(error))})") from error
     except OSError as error:
@@ -198,7 +198,7 @@ def _lines(path: Path, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
 def _parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
     if b"\x00" in raw:
         raise BadRow(f"NUL byte at byte {raw.index(0) + 1}")
-    if (depth := _depth(raw, limits.max_depth)) > limits.max_depth:
+    if _depth(raw, limits.max_depth) > limits.max_depth:
         raise BadRow(f"nested deeper than {limits.max_depth} levels")
     try:
         text = raw.decode("utf-8")
@@ -207,14 +207,14 @@ def _parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
     try:
         data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
     except json.JSONDecodeError as error:
-        raise BadRow(f"broken JSON at column {error.colno}: {error.msg}") from error
+        hint = "; expected a whole object on one line" if raw.strip() in (b"{", b"[") else ""
+        raise BadRow(f"broken JSON at column {error.colno}: {error.msg}{hint}") from error
     except BadRow:
         raise
     except ValueError as error:  # an integer with thousands of digits
         raise BadRow(f"unusable number: {one_line(str(error))}") from error
     if not isinstance(data, dict):
-        hint = " (a JSON array: write one object per line)" if isinstance(data, list) and depth > 1 else ""
-        raise BadRow(f"found a {type(data).__name__}; expected a JSON object{hint}")
+        raise BadRow(f"found a {type(data).__name__}; expected a JSON object")
     _check_text(data)
     return data
 

@@ -75,7 +75,10 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    # exact at the ends, where rounding would leave 3e-17
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Interval(p, low, high, n)
 
 
 class CalibrationBin(NamedTuple):
@@ -89,7 +92,7 @@ class CalibrationBin(NamedTuple):
 def calibration_bins(
     probabilities: Sequence[float] | np.ndarray, outcomes: Sequence[float] | np.ndarray, num_bins: int = 10
 ) -> list[CalibrationBin]:
-    """Non-empty equal-width bins over [0, 1], each closed on the right. Outcomes lie in [0, 1] (a tie: 0.5)."""
+    """Non-empty equal-width bins over [0, 1], each closed on the right. Outcomes: 0 to 1, a tie is 0.5."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     if p.shape != y.shape or p.ndim != 1 or not len(p):
         raise ValueError(f"expected two equally long lists; found shapes {p.shape} and {y.shape}")
