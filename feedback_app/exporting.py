@@ -1,0 +1,46 @@
+"""`rlhf export`: a snapshot of a project's ratings, ready for `rlhf reward` and for TRL."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from feedback_app.config import ExportConfig
+from feedback_app.store.engine import Store
+from feedback_app.store.snapshots import SPLITS, SnapshotManifest, export_snapshot
+from rlhf.core.run import Launch, Workspace
+
+
+def run(settings: ExportConfig, launch: Launch) -> None:
+    """Export to --out, or to WORKSPACE/snapshots/PROJECT-DATE."""
+    out = launch.out or _default_out(launch.workspace, settings.project)
+    with Store.open(launch.db, create=False) as store:
+        manifest = export_snapshot(
+            store, out, project=settings.project, seed=settings.seed, fractions=settings.fractions
+        )
+    print(describe(manifest, out))
+
+
+def describe(manifest: SnapshotManifest, out: Path) -> str:
+    """The snapshot in a few lines."""
+    lines = [f"snapshot {manifest.content_hash[:12]} of '{manifest.project}' in {out}"]
+    for split in SPLITS:
+        counts = manifest.counts[split]
+        lines.append(
+            f"  {split:<10} {counts.rows:>7} comparisons ({counts.ties} ties), {counts.prompts} prompts, "
+            f"{counts.annotators} raters"
+        )
+    lines.append(f"  trl/       {manifest.num_left_out_of_trl:>7} ties left out: TRL has no column for them")
+    if manifest.num_without_comparison:
+        lines.append(f"  {manifest.num_without_comparison} answers of other kinds hold no comparison")
+    if manifest.simulated:
+        lines.append(f"  simulated: {manifest.num_simulated} of {manifest.num_judgements} answers")
+    return "\n".join(lines)
+
+
+def _default_out(workspace: Path, project: str) -> Path:
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in project)
+    stem = f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Workspace(workspace).snapshots
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 1000)))
+    return next(folder / name for name in names if not (folder / name).exists())
