@@ -1,4 +1,4 @@
-"""The rules of tests/conftest.py, tried on a test folder of their own: what CI must not let pass in silence."""
+"""The rules of tests/conftest.py, tried on a folder of their own: what CI must not let pass in silence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def test_passes(): pass
 
 
 @pytest.mark.parametrize(
-    ("ci", "outcome"), [("true", "2 failed, 1 passed, 1 xfailed"), ("", "1 passed, 2 skipped, 1 xfailed")]
+    ("ci", "outcome"),
+    [("true", "1 failed, 1 passed, 1 xfailed, 1 error"), ("", "1 passed, 2 skipped, 1 xfailed")],
 )
 def test_a_skip_and_missing_real_data_fail_in_ci_only(tmp_path: Path, ci: str, outcome: str) -> None:
     shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
