@@ -53,7 +53,9 @@ def load_preferences(source: Path, seed: int) -> Iterator[tuple[Split, str, Pref
             yield split_of(preference.group_id, seed), f"{source}:{line}", preference
 
 
-def load_pairs(source: Path, codec: ChatCodec, *, max_tokens: int, drop_too_long: bool, seed: int) -> PairData:
+def load_pairs(
+    source: Path, codec: ChatCodec, *, max_tokens: int, drop_too_long: bool, seed: int
+) -> PairData:
     """Tokenise a snapshot. Raises DataError for a comparison that is too long (unless dropped) or for a
     snapshot without comparisons to train on or to test on."""
     data = PairData()

@@ -35,9 +35,9 @@ SCORE_KEY = "base_model.model.score.weight"
 
 
 def role_tensors(role: Role) -> dict[str, Tensor]:
-    """The adapter's tensors under the names that peft saves them by, detached, on the CPU."""
+    """Copies of the adapter's tensors, on the CPU, under the names that peft saves them by."""
     state = get_peft_model_state_dict(role.model, save_embedding_layers=False)
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
 def load_role_tensors(role: Role, tensors: dict[str, Tensor], where: str) -> None:
@@ -54,17 +54,17 @@ def load_role_tensors(role: Role, tensors: dict[str, Tensor], where: str) -> Non
     set_peft_model_state_dict(role.model, tensors)
 
 
-def save_policy(role: Role, folder: Path, base_name: str) -> None:
+def save_policy(role: Role, folder: Path, backbone: Backbone) -> None:
     """A causal adapter, and its value head beside it where it has one."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(role_tensors(role), folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    _save_config(role, folder, base_name, task_type="CAUSAL_LM", modules_to_save=None)
+    _save_config(role, folder, backbone.name, task_type="CAUSAL_LM", modules_to_save=None)
     if role.head is not None:
         head = {name: value.detach().cpu().contiguous() for name, value in role.head.state_dict().items()}
         save_file(head, folder / VALUE_HEAD_FILE, metadata={"format": "pt"})
 
 
-def save_reward(role: Role, folder: Path, backbone: Backbone, base_name: str) -> None:
+def save_reward(role: Role, folder: Path, backbone: Backbone) -> None:
     """A sequence-classification adapter with its score head. Raises ModelError when transformers has no such
     head for the architecture."""
     if role.head is None:
@@ -78,7 +78,7 @@ def save_reward(role: Role, folder: Path, backbone: Backbone, base_name: str) ->
     tensors = role_tensors(role)
     tensors[SCORE_KEY] = role.head.weight.detach().cpu().contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    _save_config(role, folder, base_name, task_type="SEQ_CLS", modules_to_save=["score"])
+    _save_config(role, folder, backbone.name, task_type="SEQ_CLS", modules_to_save=["score"])
     classifier = AutoModelForSequenceClassification._model_mapping[type(config)]
     text_config = config.to_dict()
     text_config |= {

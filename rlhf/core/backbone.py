@@ -17,6 +17,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from rlhf.core.chat import ChatCodec, first_line
@@ -268,6 +271,22 @@ class Backbone:
                 "expected an output matrix with optional soft-capping"
             )
 
+    def checkpoint_gradients(self, name: str) -> None:
+        """Recompute the adapted layers of a role in its backward pass instead of keeping their activations.
+
+        transformers does so only for layers in training mode, which would also switch dropout on; the flag
+        is therefore set on the layer objects alone and their parts stay in eval mode.
+        """
+        role = self.roles[name]
+        for layer in decoder_layers(role.causal_lm.get_decoder())[role.first_adapted_layer :]:
+            if not isinstance(layer, GradientCheckpointingLayer):
+                raise ModelError(
+                    f"{self.name}: {type(layer).__name__} does not support gradient checkpointing"
+                )
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.training = True
+
     # ---- sampling ----------------------------------------------------------------------------------------
 
     def merged(self, role: str) -> Any:
@@ -279,7 +298,7 @@ class Backbone:
         chosen = self.roles[role]
         if chosen.lora is None:
             return chosen.causal_lm
-        clone = share_clone(chosen.causal_lm)
+        clone = share_clone(chosen.causal_lm).eval()
         for name, module in list(clone.named_modules()):
             if isinstance(module, LoraLayer):
                 clone.set_submodule(name, _merged_module(module))

@@ -42,7 +42,9 @@ def load_callable(spec: str) -> Callable[..., Any]:
     except ConfigError:
         raise
     except Exception as error:  # importing runs the person's code, which may raise anything
-        raise ConfigError(f"{spec}: cannot be imported ({type(error).__name__}: {one_line(str(error))})") from error
+        raise ConfigError(
+            f"{spec}: cannot be imported ({type(error).__name__}: {one_line(str(error))})"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(f"{spec}: {module_name} has no function {function_name!r}")
@@ -74,7 +76,9 @@ class ScoringFunction:
             what = f"{type(error).__name__}: {one_line(str(error))}"
             raise DataError(f"{self.spec} failed on rows 0-{len(prompts) - 1} ({what})") from error
         if len(scores) != len(prompts):
-            raise DataError(f"{self.spec} returned {len(scores)} numbers; expected {len(prompts)}, one per row")
+            raise DataError(
+                f"{self.spec} returned {len(scores)} numbers; expected {len(prompts)}, one per row"
+            )
         for row, score in enumerate(scores):
             if not math.isfinite(score):
                 raise DataError(

@@ -30,13 +30,17 @@ class ChatCodec:
     max_tokens: the model's context, prompt and completion together.
     """
 
-    def __init__(self, tokenizer: Any, end_token_ids: Sequence[int], max_tokens: int, source: str = "") -> None:
+    def __init__(
+        self, tokenizer: Any, end_token_ids: Sequence[int], max_tokens: int, source: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
         self.source = source
         self.end_token_ids = tuple(end_token_ids)
         self.max_tokens = max_tokens
         if not self.end_token_ids:
-            raise ModelError(f"{source or 'the model'}: no end token; expected eos_token_id in generation_config.json")
+            raise ModelError(
+                f"{source or 'the model'}: no end token; expected eos_token_id in generation_config.json"
+            )
         template = tokenizer.chat_template
         if isinstance(template, str) and len(template) > MAX_TEMPLATE_CHARS:
             raise ModelError(
@@ -45,7 +49,9 @@ class ChatCodec:
         self.pad_token_id = _padding_id(tokenizer, self.end_token_ids)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, config: PretrainedConfig, generation: GenerationConfig) -> ChatCodec:
+    def from_pretrained(
+        cls, path: str | Path, config: PretrainedConfig, generation: GenerationConfig
+    ) -> ChatCodec:
         """Read the tokenizer beside a model. Raises ModelError when there is none."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
@@ -74,7 +80,9 @@ class ChatCodec:
                     return_dict=False,
                 )
             except TemplateError as error:
-                raise DataError(f"the chat template of {self.source} refuses a prompt: {first_line(error)}") from error
+                raise DataError(
+                    f"the chat template of {self.source} refuses a prompt: {first_line(error)}"
+                ) from error
             return list(ids)
         if len(messages) != 1 or messages[0].role != "user":
             roles = ", ".join(m.role for m in messages)
@@ -109,7 +117,11 @@ class ChatCodec:
 
 def _padding_id(tokenizer: Any, end_token_ids: Sequence[int]) -> int:
     """The tokenizer's pad token unless it ends completions; else another id that does not."""
-    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids, reverse=True)]
+    candidates = [
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        *sorted(tokenizer.all_special_ids, reverse=True),
+    ]
     for candidate in candidates:
         if candidate is not None and candidate not in end_token_ids:
             return int(candidate)

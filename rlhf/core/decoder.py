@@ -26,7 +26,9 @@ def layer_list_name(decoder: nn.Module) -> str:
     for name in _LAYER_LISTS:
         if isinstance(getattr(decoder, name, None), nn.ModuleList):
             return name
-    raise ModelError(f"{type(decoder).__name__}: found none of {', '.join(_LAYER_LISTS)}; expected a decoder-only model")
+    raise ModelError(
+        f"{type(decoder).__name__}: found none of {', '.join(_LAYER_LISTS)}; expected a decoder-only model"
+    )
 
 
 def decoder_layers(decoder: nn.Module) -> nn.ModuleList:

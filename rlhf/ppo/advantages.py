@@ -34,7 +34,9 @@ def gae(
     running_B = torch.zeros_like(next_value_B)
     for t in reversed(range(values_BT.shape[1])):
         delta_B = rewards_BT[:, t] + gamma * next_value_B - values_BT[:, t]
-        running_B = torch.where(mask_BT[:, t], delta_B + gamma * gae_lambda * running_B, torch.zeros_like(running_B))
+        running_B = torch.where(
+            mask_BT[:, t], delta_B + gamma * gae_lambda * running_B, torch.zeros_like(running_B)
+        )
         advantages_BT[:, t] = running_B
         next_value_B = values_BT[:, t]
     return advantages_BT, torch.where(mask_BT, advantages_BT + values_BT, torch.zeros_like(values_BT))

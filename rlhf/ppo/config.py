@@ -13,7 +13,9 @@ from rlhf.core.settings import LoraSettings, ModelSettings, OptimSettings, Sampl
 class PPOConfig(Settings):
     """Proximal policy optimisation of a policy adapter against a reward."""
 
-    backbone: str | None = Field(None, description="the supervised model: reference, and base of every adapter")
+    backbone: str | None = Field(
+        None, description="the supervised model: reference, and base of every adapter"
+    )
     reward: str | None = Field(None, description="reward run, or a callable file.py:function")
     prompts: str | None = Field(None, description="JSONL of prompts to train on")
     eval_prompts: str | None = Field(None, description="JSONL of held-out prompts, sampled every eval_every")
@@ -30,14 +32,18 @@ class PPOConfig(Settings):
     num_minibatches: int = Field(2, ge=1, description="optimizer steps per pass")
     micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens per forward and backward")
     clip_range: float = Field(0.2, gt=0, description="the ratio is clipped to 1 +- this")
-    value_clip_range: float = Field(0.2, gt=0, description="a new value moves at most this far from the old one")
+    value_clip_range: float = Field(
+        0.2, gt=0, description="a new value moves at most this far from the old one"
+    )
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     gamma: float = Field(1.0, gt=0, le=1, description="discount")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="bias against variance of the advantages")
     whiten_advantages: bool = Field(True, description="advantages to mean 0 and variance 1 over all tokens")
     target_kl: float | None = Field(
-        None, gt=0, description="end an iteration's passes when new against old policy exceeds this, nats per token"
+        None,
+        gt=0,
+        description="end an iteration's passes when new against old policy exceeds this, nats per token",
     )
 
     kl_coef: float = Field(0.1, ge=0, description="weight of log(policy / reference) in each token's reward")
@@ -45,14 +51,20 @@ class PPOConfig(Settings):
         None, gt=0, description="nats per completion; given, kl_coef adapts to hold it (Ziegler et al. 2019)"
     )
     kl_horizon: int = Field(2000, ge=1, description="completions over which the adaptive kl_coef reacts")
-    normalize_scores: bool = Field(True, description="scores to the mean 0 and deviation 1 that the reward saved")
+    normalize_scores: bool = Field(
+        True, description="scores to the mean 0 and deviation 1 that the reward saved"
+    )
     score_clip: float = Field(5.0, gt=0, description="normalised scores are clipped to +- this")
-    missing_end_penalty: float = Field(1.0, ge=0, description="taken from a completion that did not end in time")
+    missing_end_penalty: float = Field(
+        1.0, ge=0, description="taken from a completion that did not end in time"
+    )
 
     lora: LoraSettings = Field(default_factory=LoraSettings)
     value_adapter: bool = Field(False, description="give the value head an adapter of its own")
     optim: OptimSettings = Field(default_factory=lambda: OptimSettings(lr=3e-4))
-    value_lr: float | None = Field(None, gt=0, description="learning rate of the value head; default optim.lr")
+    value_lr: float | None = Field(
+        None, gt=0, description="learning rate of the value head; default optim.lr"
+    )
     model: ModelSettings = Field(default_factory=ModelSettings)
     trunk_cache: bool = Field(True, description="compute the layers below the adapters once per rollout")
     gradient_checkpointing: bool = Field(False, description="recompute the top layers in the backward pass")
@@ -76,5 +88,7 @@ class PPOConfig(Settings):
         if self.sampling.temperature == 0:
             raise ValueError("sampling.temperature is 0; ppo needs a distribution to learn from")
         if self.sampling.top_k or self.sampling.top_p < 1:
-            raise ValueError("sampling.top_k and top_p must be off in ppo: the policy is the whole distribution")
+            raise ValueError(
+                "sampling.top_k and top_p must be off in ppo: the policy is the whole distribution"
+            )
         return self

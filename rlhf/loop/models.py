@@ -1,0 +1,84 @@
+"""Loading whatever a person calls a model: a directory, a run, an adapter, a hub id.
+
+Two things that sit on the same backbone share it: the base is loaded once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from reward.score import RewardScorer
+from rlhf.core.adapters import CONFIG_FILE, load_adapter, read_adapter_config
+from rlhf.core.backbone import REFERENCE, Backbone
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.inputs import find_adapter, find_model, model_name
+from rlhf.core.run import Launch, content_sha256
+from rlhf.core.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Something that writes completions: a role of a backbone. model_id names it in the store and in reports."""
+
+    backbone: Backbone
+    role: str
+    model_id: str
+    path: Path | None
+
+
+class ModelPool:
+    """Backbones by name, each loaded once."""
+
+    def __init__(self, settings: ModelSettings, launch: Launch) -> None:
+        self._settings, self._launch = settings, launch
+        self._backbones: dict[str, Backbone] = {}
+
+    def backbone(self, path: str) -> Backbone:
+        name = model_name(path, self._launch)
+        if name not in self._backbones:
+            self._backbones[name] = Backbone.load(path, self._settings, name=name)
+        return self._backbones[name]
+
+    def generator(self, text: str) -> Generator:
+        """The model that `text` names. Raises DataError, ModelError or CheckpointError."""
+        adapter = self._adapter_folder(text)
+        if adapter is None:
+            path = find_model(text, self._launch)
+            backbone = self.backbone(path)
+            return Generator(
+                backbone,
+                REFERENCE,
+                _identity(path, self._launch),
+                Path(path) if Path(path).exists() else None,
+            )
+        backbone = self._base_of(adapter)
+        name = f"policy{len(backbone.roles)}"
+        load_adapter(backbone, name, adapter, base_name=backbone.name, scalar_head=False)
+        return Generator(backbone, name, _identity(str(adapter), self._launch), adapter)
+
+    def scorer(self, text: str) -> RewardScorer:
+        """The reward model that `text` names, on a shared backbone where there is one."""
+        folder = find_adapter(text, self._launch)
+        backbone = self._base_of(folder)
+        name = f"reward{len(backbone.roles)}"
+        return RewardScorer.attach(backbone, folder, base_name=backbone.name, name=name)
+
+    def _base_of(self, adapter: Path) -> Backbone:
+        base = read_adapter_config(adapter).get("base_model_name_or_path")
+        if not base:
+            raise ConfigError(f"{adapter / CONFIG_FILE}: names no base model")
+        local = self._launch.workspace / base
+        return self.backbone(str(local) if local.exists() else base)
+
+    def _adapter_folder(self, text: str) -> Path | None:
+        try:
+            return find_adapter(text, self._launch)
+        except DataError:
+            return None
+
+
+def _identity(path: str, launch: Launch) -> str:
+    """The model's name with the first digits of its content hash: two models never share an identity."""
+    name = model_name(path, launch)
+    return f"{name}@{content_sha256(Path(path))[:10]}" if Path(path).exists() else name

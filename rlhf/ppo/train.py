@@ -1,0 +1,321 @@
+"""PPO for language models (Schulman et al., arXiv:1707.06347; Ziegler et al., arXiv:1909.08593).
+
+    collect   sample completions, measure log-probabilities, values, scores     rlhf.ppo.rollout
+    targets   scores and KL to token rewards, GAE, whitening                    rlhf.ppo.rollout, advantages
+    update    epochs x minibatches of the clipped surrogate and value loss      rlhf.ppo.update
+    log, evaluate on held-out prompts, save
+
+Departures from the papers: one frozen backbone with adapters instead of four models; the value head sits on
+the policy's hidden states (`value_adapter` gives it its own); scores are normalised by the reward stage's
+mean and deviation, not by running statistics; everything random is a function of (seed, iteration), so
+resume needs no generator state.
+
+Logged per iteration: `score` raw reward-model output, `score_normalized` what is maximised, `objective` =
+score_normalized - kl_coef * kl, `kl` summed k1 per completion in nats, `kl_k3` its non-negative estimate,
+`kl_coef`, `length` tokens per completion, `finished` share that ended by an end token, `distinct_2`;
+`policy_loss`, `value_loss`, `entropy` (nats per token), `kl_old_new` (k3 per token, how far the updates
+went), `clip_share`, `value_clip_share`, `ratio`, `grad_norm` before clipping, `explained_variance` of the
+returns by the values, `first_ratio_error` and `sampler_gap` (both should be rounding errors),
+`num_optimizer_steps`, `seconds_rollout`, `seconds_update`, `episodes_per_s`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reward.score import RewardScorer
+from rlhf.core.adapters import load_role_tensors, role_tensors, save_policy
+from rlhf.core.backbone import Backbone
+from rlhf.core.callables import is_callable_spec
+from rlhf.core.checkpoint import commit_checkpoint, load_state, newest_valid, save_state
+from rlhf.core.errors import CheckpointError, Stopped
+from rlhf.core.files import write_jsonl
+from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
+from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, required
+from rlhf.core.metrics import progress, read_metrics
+from rlhf.core.optim import make_optimizer, make_schedule
+from rlhf.core.randomness import derived_seed
+from rlhf.core.run import CHECKPOINTS, METRICS, Launch, Run, Workspace
+from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.evaluate import Evaluation, evaluate, summarize
+from rlhf.ppo.kl import KLController, k3
+from rlhf.ppo.prompts import EncodedPrompt, PromptStream, load_prompts
+from rlhf.ppo.rewards import FunctionReward, ModelReward, Reward, content_of
+from rlhf.ppo.rollout import POLICY, VALUE, RolloutBatch, Targets, collect, make_targets
+from rlhf.ppo.update import UpdateStats, update
+
+
+def run(config: PPOConfig, launch: Launch) -> None:
+    """`rlhf ppo`. Writes OUT/adapter, metrics, samples and manifest; see `rlhf.core.run` for what OUT may be."""
+    backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
+    reward_spec = required(config.reward, "reward", "a reward run or file.py:function")
+    prompts_path = find_path(required(config.prompts, "prompts", "a JSONL of prompts"), launch)
+    eval_path = find_path(config.eval_prompts, launch) if config.eval_prompts else None
+    reward_path = (
+        content_of(reward_spec) if is_callable_spec(reward_spec) else find_adapter(reward_spec, launch)
+    )
+    out = launch.out or Workspace(launch.workspace).runs / "ppo"
+
+    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
+    prompts = _read_prompts(prompts_path, backbone, config)
+    eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
+    reward = _load_reward(reward_spec, reward_path, backbone)
+    if launch.dry_run:
+        episodes = config.num_iterations * config.num_prompts * config.samples_per_prompt
+        print(
+            f"ppo: would sample {episodes} completions for {len(prompts)} prompts from {backbone.name} into {out}"
+        )
+        return
+    named = {
+        "backbone": Path(backbone_path),
+        "reward": reward_path,
+        "prompts": prompts_path,
+        "eval_prompts": eval_path,
+    }
+    parents = {name: path for name, path in named.items() if path is not None and path.exists()}
+    with Run.start(
+        out, stage="ppo", settings=config, launch=launch, parents=parents, seed=config.seed
+    ) as record:
+        if record.finished:
+            print(f"ppo: {out} is already finished")
+            return
+        longest = max(len(encoded.ids) for encoded in [*prompts, *eval_prompts])
+        trainer = PPOTrainer(
+            backbone, reward, config, max_tokens=longest + config.sampling.max_completion_tokens
+        )
+        print(f"ppo: {trainer.trunk_note}")
+        train(trainer, PromptStream(prompts, config.seed), eval_prompts, record)
+
+
+def train(
+    trainer: PPOTrainer, stream: PromptStream, eval_prompts: Sequence[EncodedPrompt], record: Run
+) -> None:
+    """The loop: one iteration is one rollout with its updates. Resumes from the newest valid checkpoint."""
+    config = trainer.config
+    checkpoints = record.path / CHECKPOINTS
+    if record.resuming and (folder := newest_valid(checkpoints, warn=lambda text: print(f"ppo: {text}"))):
+        trainer.load_state_dict(load_state(folder))
+    # Row 0 is the evaluation before training; it is written again when nothing has been trained yet.
+    record.metrics.truncate_after(trainer.iteration or -1)
+
+    def save(state: dict[str, Any]) -> None:
+        commit_checkpoint(
+            checkpoints,
+            state["iteration"],
+            lambda folder: save_state(folder, state),
+            keep=config.keep_checkpoints,
+        )
+
+    boundary = trainer.state_dict()
+    with SignalGuard() as guard, progress("iterations", config.num_iterations, stage="ppo") as tracker:
+        tracker.advance(trainer.iteration)
+        try:
+            if trainer.iteration == 0 and eval_prompts:
+                record.metrics.log(0, **trainer.evaluate(eval_prompts, record, guard.check).figures)
+                boundary = trainer.state_dict()
+            while trainer.iteration < config.num_iterations:
+                started = time.perf_counter()
+                batch = trainer.collect(stream, guard.check)
+                targets = trainer.targets(batch)
+                collected = time.perf_counter()
+                stats = trainer.update(batch, targets, guard.check)
+                seconds = {"rollout": collected - started, "update": time.perf_counter() - collected}
+                figures = trainer.figures(batch, targets, stats, seconds)
+                trainer.finish_iteration(figures["kl"], len(batch.texts))
+                last = trainer.iteration == config.num_iterations
+                if eval_prompts and (last or trainer.iteration % config.eval_every == 0):
+                    figures |= trainer.evaluate(eval_prompts, record, guard.check).figures
+                record.metrics.log(trainer.iteration, **figures)
+                tracker.advance(score=figures["score"], kl=figures["kl"], length=figures["length"])
+                boundary = trainer.state_dict()
+                if last or trainer.iteration % config.save_every == 0:
+                    save(boundary)
+        except Stopped:
+            # The state at the last boundary, held in memory: the unfinished iteration is replayed on resume.
+            save(boundary)
+            raise
+    trainer.restore_best()
+    save_policy(trainer.backbone.roles[POLICY], record.path / "adapter", trainer.backbone)
+    final = read_metrics(record.path / METRICS)[-1]
+    record.finish(final | {"best_iteration": trainer.best_iteration})
+    print(f"ppo: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}")
+
+
+class PPOTrainer:
+    """Everything that changes while PPO runs, and the steps of one iteration.
+
+    A script of one's own makes one and calls `collect`, `targets`, `update`, `finish_iteration`.
+    """
+
+    def __init__(self, backbone: Backbone, reward: Reward, config: PPOConfig, *, max_tokens: int) -> None:
+        self.backbone, self.reward, self.config = backbone, reward, config
+        roles = [
+            backbone.add_role(POLICY, config.lora, seed=config.seed, scalar_head=not config.value_adapter)
+        ]
+        if config.value_adapter:
+            roles.append(backbone.add_role(VALUE, config.lora, seed=config.seed, scalar_head=True))
+        self.trunk_note = "trunk cache off: --no-trunk-cache"
+        if config.trunk_cache:
+            self.trunk_note = backbone.enable_trunk(max_tokens)
+        if config.gradient_checkpointing:
+            for role in roles:
+                backbone.checkpoint_gradients(role.name)
+        self.roles = roles
+        heads = [p for role in roles if role.head is not None for p in role.head.parameters()]
+        self.parameters = [p for role in roles for p in role.parameters()]
+        adapter = [p for p in self.parameters if all(p is not head for head in heads)]
+        self.optimizer = make_optimizer(adapter, heads, config.optim, config.value_lr)
+        num_steps = config.num_iterations * config.num_epochs * config.num_minibatches
+        self.schedule = make_schedule(self.optimizer, config.optim, num_steps)
+        self.kl = KLController(config)
+        self.iteration = 0
+        self.best_iteration = 0
+        self.best_objective = float("-inf")
+        self.best: dict[str, Tensor] | None = None
+
+    # ---- the steps of an iteration -----------------------------------------------------------------------
+
+    @property
+    def cursor(self) -> int:
+        """Prompts used so far: the place in the stream where the next rollout begins."""
+        return self.iteration * self.config.num_prompts
+
+    def collect(self, stream: PromptStream, check: Callable[[], None] = lambda: None) -> RolloutBatch:
+        prompts = [stream[self.cursor + i] for i in range(self.config.num_prompts)]
+        return collect(
+            self.backbone,
+            self.reward,
+            prompts,
+            self.config,
+            first_cursor=self.cursor,
+            seed=derived_seed(self.config.seed, "rollout"),
+            samples_per_prompt=self.config.samples_per_prompt,
+            check=check,
+        )
+
+    def targets(self, batch: RolloutBatch) -> Targets:
+        return make_targets(batch, self.reward, self.config, self.kl.coef)
+
+    def update(
+        self, batch: RolloutBatch, targets: Targets, check: Callable[[], None] = lambda: None
+    ) -> UpdateStats:
+        return update(
+            self.backbone,
+            batch,
+            targets,
+            self.optimizer,
+            self.parameters,
+            self.config,
+            iteration=self.iteration,
+            on_step=self.schedule.step,
+            check=check,
+        )
+
+    def finish_iteration(self, kl: float, num_completions: int) -> None:
+        """Count the iteration and let the KL controller react. Raises GuardStop for a weight that is not finite."""
+        require_finite_parameters(f"iteration {self.iteration + 1}", self.parameters)
+        self.kl.update(kl, num_completions)
+        self.iteration += 1
+
+    def figures(
+        self, batch: RolloutBatch, targets: Targets, stats: UpdateStats, seconds: dict[str, float]
+    ) -> dict[str, float]:
+        """What is logged for an iteration; see the module's text. Raises GuardStop when a figure is not finite."""
+        mask_BT = batch.completions.mask_BT
+        returns_N, values_N = targets.returns_BT[mask_BT], batch.values_BT[mask_BT]
+        variance = returns_N.var(correction=0).item()
+        unexplained = (returns_N - values_N).var(correction=0).item()
+        k3_BT = k3(batch.old_logprobs_BT, batch.ref_logprobs_BT) * mask_BT
+        figures = summarize(batch, self.reward, self.config, self.kl.coef) | stats.means()
+        figures |= {
+            "kl_k3": k3_BT.sum(1).mean().item(),
+            "kl_coef": self.kl.coef,
+            "explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
+            "sampler_gap": batch.sampler_gap,
+            "lr": self.schedule.get_last_lr()[0],
+            "seconds_rollout": seconds["rollout"],
+            "seconds_update": seconds["update"],
+            "episodes_per_s": len(batch.texts) / sum(seconds.values()),
+        }
+        require_finite(f"iteration {self.iteration + 1}", **figures)
+        return figures
+
+    def evaluate(
+        self, prompts: Sequence[EncodedPrompt], record: Run, check: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Measure on held-out prompts, write the samples beside the metrics, remember the best policy."""
+        result = evaluate(self.backbone, self.reward, prompts, self.config, self.kl.coef, check)
+        rows = [{"prompt": p, "completion": c, "score": s} for p, c, s in result.samples]
+        write_jsonl(record.path / "samples" / f"iteration-{self.iteration:06d}.jsonl", rows)
+        if result.objective > self.best_objective:
+            self.best_objective, self.best_iteration = result.objective, self.iteration
+            self.best = role_tensors(self.backbone.roles[POLICY])
+        return result
+
+    # ---- state -------------------------------------------------------------------------------------------
+
+    def restore_best(self) -> None:
+        """Put the best evaluated policy back; without evaluations the last one is the best that is known."""
+        if self.best is None:
+            self.best_iteration = self.iteration
+        else:
+            load_role_tensors(self.backbone.roles[POLICY], self.best, "best policy")
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of everything that changes, as tensors and numbers."""
+        return {
+            "iteration": self.iteration,
+            "roles": {role.name: role_tensors(role) for role in self.roles},
+            "heads": {
+                role.name: role.head.weight.detach().cpu().clone()
+                for role in self.roles
+                if role.head is not None
+            },
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "schedule": self.schedule.last_epoch,
+            "kl": self.kl.state(),
+            "best": {"iteration": self.best_iteration, "objective": self.best_objective, "policy": self.best},
+            "threads": torch.get_num_threads(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError when the state is of another set of roles or shapes."""
+        if set(state["roles"]) != {role.name for role in self.roles}:
+            raise CheckpointError(f"checkpoint holds the roles {sorted(state['roles'])}")
+        for role in self.roles:
+            load_role_tensors(role, state["roles"][role.name], "checkpoint")
+            if role.head is not None:
+                role.head.weight.data.copy_(state["heads"][role.name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]
+        self.kl.load_state(state["kl"])
+        self.iteration = state["iteration"]
+        best = state["best"]
+        self.best_iteration, self.best_objective, self.best = (
+            best["iteration"],
+            best["objective"],
+            best["policy"],
+        )
+
+
+def _read_prompts(path: Path, backbone: Backbone, config: PPOConfig) -> list[EncodedPrompt]:
+    room = config.sampling.max_completion_tokens
+    drop = config.on_long_prompt == "drop"
+    prompts, dropped = load_prompts(path, backbone.codec, room=room, drop_too_long=drop)
+    if dropped:
+        print(f"ppo: left out {dropped} prompts of {path} that are too long")
+    return prompts
+
+
+def _load_reward(spec: str, path: Path | None, backbone: Backbone) -> Reward:
+    if is_callable_spec(spec):
+        return FunctionReward(spec)
+    assert path is not None
+    return ModelReward(RewardScorer.attach(backbone, path, base_name=backbone.name))

@@ -1,0 +1,153 @@
+"""The optimizer steps on one rollout: epochs x minibatches, each in micro-batches by token budget.
+
+The loss of a minibatch is divided by its token count once, so cutting it into micro-batches changes nothing
+but memory. The first pass starts at ratio 1 exactly as PPO assumes; that is checked, not hoped for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from rlhf.core.backbone import Backbone
+from rlhf.core.batching import token_budget_batches
+from rlhf.core.errors import GuardStop
+from rlhf.core.guards import require_finite
+from rlhf.core.optim import clip_gradients
+from rlhf.core.randomness import derived_seed
+from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.losses import policy_loss, value_loss
+from rlhf.ppo.rollout import RolloutBatch, Targets, token_logprobs_of, values_of
+
+# A recomputed log-probability may differ by rounding: the micro-batches of the update pad differently.
+RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+
+@dataclass
+class UpdateStats:
+    """Sums over what was actually computed; `means` divides each by its own count and averages no zeros."""
+
+    num_steps: int = 0
+    num_tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    grad_norms: list[float] = field(default_factory=list)
+    first_ratio_error: float = 0.0
+    stopped_early: bool = False
+
+    def add(self, num_tokens: int, **sums: float) -> None:
+        self.num_tokens += num_tokens
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        means = {name: value / self.num_tokens for name, value in self.sums.items()}
+        return means | {
+            "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
+            "num_optimizer_steps": float(self.num_steps),
+            "first_ratio_error": self.first_ratio_error,
+            "stopped_early": float(self.stopped_early),
+        }
+
+
+def update(
+    backbone: Backbone,
+    batch: RolloutBatch,
+    targets: Targets,
+    optimizer: Optimizer,
+    parameters: Sequence[nn.Parameter],
+    config: PPOConfig,
+    *,
+    iteration: int,
+    on_step: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
+) -> UpdateStats:
+    """num_epochs x num_minibatches optimizer steps, fewer only if target_kl ends them early.
+
+    Raises GuardStop when the ratio does not start at 1 or when a loss or gradient is not finite.
+    """
+    stats = UpdateStats()
+    for epoch in range(config.num_epochs):
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, "minibatches", iteration, epoch))
+        order = torch.randperm(len(batch.completions), generator=generator)
+        for minibatch in order.tensor_split(config.num_minibatches):
+            kl_moved = _step(
+                backbone, batch, targets, optimizer, parameters, config, minibatch.tolist(), stats, check
+            )
+            stats.num_steps += 1
+            on_step()
+            if config.target_kl is not None and kl_moved > config.target_kl:
+                stats.stopped_early = True
+                return stats
+    return stats
+
+
+def _step(
+    backbone: Backbone,
+    batch: RolloutBatch,
+    targets: Targets,
+    optimizer: Optimizer,
+    parameters: Sequence[nn.Parameter],
+    config: PPOConfig,
+    rows: list[int],
+    stats: UpdateStats,
+    check: Callable[[], None],
+) -> float:
+    """One optimizer step on some rows. Returns the mean k3 of old against new policy, nats per token."""
+    completions = batch.completions
+    num_tokens = int(completions.lengths_B[rows].sum())
+    kl_sum = 0.0
+    lengths = [completions.sequences.lengths[i] for i in rows]
+    for chosen in token_budget_batches(lengths, config.micro_batch_tokens):
+        check()
+        micro = completions.batch([rows[i] for i in chosen])
+        hidden_NH = completions.hidden("policy", micro)
+        logprobs_N, entropy_N = token_logprobs_of(
+            backbone, completions, micro, hidden_NH, config, with_entropy=True
+        )
+        values_N = values_of(backbone, completions, micro, hidden_NH)
+        assert entropy_N is not None
+        old_N = micro.of(batch.old_logprobs_BT)
+        surrogate, num_clipped = policy_loss(
+            logprobs_N, old_N, micro.of(targets.advantages_BT), config.clip_range
+        )
+        critic, num_value_clipped = value_loss(
+            values_N, micro.of(batch.values_BT), micro.of(targets.returns_BT), config.value_clip_range
+        )
+        loss = (surrogate + config.value_coef * critic - config.entropy_coef * entropy_N.sum()) / num_tokens
+        loss.backward()
+        with torch.no_grad():
+            log_ratio_N = logprobs_N - old_N
+            k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()
+            if stats.num_steps == 0:
+                _require_ratio_one(log_ratio_N.abs().max().item(), backbone, stats)
+        kl_sum += k3_sum
+        stats.add(
+            len(logprobs_N),
+            policy_loss=surrogate.item(),
+            value_loss=critic.item(),
+            entropy=entropy_N.sum().item(),
+            kl_old_new=k3_sum,
+            clip_share=num_clipped.item(),
+            value_clip_share=num_value_clipped.item(),
+            ratio=log_ratio_N.exp().sum().item(),
+        )
+    norm = clip_gradients(parameters, config.optim.max_grad_norm)
+    require_finite(f"optimizer step {stats.num_steps + 1} of an iteration", grad_norm=norm, kl_old_new=kl_sum)
+    stats.grad_norms.append(norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return kl_sum / num_tokens
+
+
+def _require_ratio_one(error: float, backbone: Backbone, stats: UpdateStats) -> None:
+    stats.first_ratio_error = max(stats.first_ratio_error, error)
+    limit = RATIO_TOLERANCE[backbone.dtype]
+    if error > limit:
+        raise GuardStop(
+            f"the policy changed between rollout and update: a log-ratio of {error:.2g} on the first pass, expected "
+            f"at most {limit:g}; try --no-trunk-cache, and --model.dtype float32"
+        )
