@@ -87,6 +87,42 @@ def load_pairs(
     return data
 
 
+@dataclass(frozen=True)
+class Example:
+    """All that raters said about two completions, as one training example.
+
+    target: P(first beats second), the raters' weighted mean; weight: the sum of their weights; margin: what
+    the difference has to exceed, signed in favour of the first.
+    """
+
+    first: int
+    second: int
+    target: float
+    weight: float
+    margin: float
+
+
+def merge_ratings(
+    pairs: Sequence[Pair], *, use_weights: bool, label_smoothing: float, margin_scale: float
+) -> list[Example]:
+    """One example per two completions and margin. Cross-entropy is linear in its target, so the total loss is
+    that of the single ratings while each completion goes through the model once instead of once a rater."""
+    sums: dict[tuple[int, int, float], list[float]] = {}
+    for pair in pairs:
+        first, second = sorted((pair.chosen, pair.rejected))
+        sign = 1.0 if pair.chosen == first else -1.0
+        preference = pair.preference
+        win = 0.5 if preference.tie else 0.5 + sign * (0.5 - label_smoothing)
+        weight = preference.weight if use_weights else 1.0
+        total = sums.setdefault((first, second, sign * margin_scale * preference.margin), [0.0, 0.0])
+        total[0] += weight * win
+        total[1] += weight
+    return [
+        Example(first, second, wins / weight, weight, margin)
+        for (first, second, margin), (wins, weight) in sums.items()
+    ]
+
+
 def _row_number(row: list[int], rows: list[list[int]], index: dict[str, int]) -> int:
     """The place of `row` in `rows`; equal rows (one completion in several comparisons) share one."""
     key = content_id("row", row)

@@ -12,16 +12,17 @@ from torch import Tensor
 
 
 def pairwise_loss(
-    chosen_P: Tensor, rejected_P: Tensor, targets_P: Tensor, margins_P: Tensor, center_coef: float
+    first_P: Tensor, second_P: Tensor, targets_P: Tensor, margins_P: Tensor, center_coef: float
 ) -> Tensor:
-    """Loss of each pair [P]: cross-entropy of sigmoid(chosen - rejected - margin) with the target.
+    """Loss of each pair [P]: cross-entropy of sigmoid(first - second - margin) with the target.
 
-    targets_P: 1 for a win, 0.5 for a tie, 1 - e with label smoothing e. center_coef weighs
-    (chosen + rejected)^2, which fixes the free constant of the scores.
+    targets_P: P(first beats second): 1 for a win, 0.5 for a tie, anything between for several raters.
+    margins_P: signed in favour of the first. center_coef weighs (first + second)^2, which fixes the free
+    constant of the scores.
     """
-    shapes = {tuple(x.shape) for x in (chosen_P, rejected_P, targets_P, margins_P)}
+    shapes = {tuple(x.shape) for x in (first_P, second_P, targets_P, margins_P)}
     if len(shapes) != 1:
         raise ValueError(f"shapes differ: {sorted(shapes)}")
-    logits_P = chosen_P - rejected_P - margins_P
+    logits_P = first_P - second_P - margins_P
     loss_P = F.binary_cross_entropy_with_logits(logits_P, targets_P, reduction="none")
-    return loss_P + center_coef * torch.square(chosen_P + rejected_P)
+    return loss_P + center_coef * torch.square(first_P + second_P)

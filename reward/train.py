@@ -23,14 +23,14 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from reward.calibrate import fit_temperature
 from reward.config import RewardConfig
-from reward.data import Pair, PairData, load_pairs
+from reward.data import Example, PairData, load_pairs, merge_ratings, without_ties
 from reward.evaluate import accuracy, differences, report
 from reward.loss import pairwise_loss
 from reward.score import RewardScale, RewardScorer
 from rlhf.core.adapters import load_role_tensors, role_tensors, save_reward
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.batching import token_budget_batches
-from rlhf.core.checkpoint import commit_checkpoint, load_state, newest_valid, save_state
+from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import Stopped
 from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
 from rlhf.core.inputs import find_model, find_path, model_name, required
@@ -91,29 +91,22 @@ def train(backbone: Backbone, data: PairData, config: RewardConfig, record: Run)
             on_batch=tracker.advance,
         )
     trainer = RewardTrainer(role, sequences, data, config)
-    checkpoints = record.path / CHECKPOINTS
-    if record.resuming:
-        folder = newest_valid(checkpoints, warn=lambda text: print(f"reward: {text}"))
-        if folder is not None:
-            trainer.load_state_dict(load_state(folder))
+    checkpoints = StateCheckpoints(record.path / CHECKPOINTS, "reward")
+    if record.resuming and (state := checkpoints.newest()):
+        trainer.load_state_dict(state)
     record.metrics.truncate_after(trainer.epoch)
     total = config.num_epochs * trainer.steps_per_epoch
-    with SignalGuard() as guard, progress("epochs", total, stage="reward") as tracker:
+    with SignalGuard() as guard, progress("steps", total, stage="reward") as tracker:
         tracker.advance(trainer.epoch * trainer.steps_per_epoch)
         while trainer.epoch < config.num_epochs and trainer.stale < config.patience:
             before = trainer.state_dict()
             try:
                 figures = trainer.train_epoch(guard.check, tracker.advance)
             except Stopped:
-                commit_checkpoint(
-                    checkpoints, before["epoch"], lambda folder, state=before: save_state(folder, state)
-                )
+                checkpoints.save(before["epoch"], before)
                 raise
             record.metrics.log(trainer.epoch, **figures)
-            state = trainer.state_dict()
-            commit_checkpoint(
-                checkpoints, trainer.epoch, lambda folder, state=state: save_state(folder, state)
-            )
+            checkpoints.save(trainer.epoch, trainer.state_dict())
     trainer.restore_best()
     finish(trainer, data, config, record)
 
@@ -166,9 +159,15 @@ class RewardTrainer:
     def __init__(self, role: Role, sequences: Sequences, data: PairData, config: RewardConfig) -> None:
         self.role, self.sequences, self.config = role, sequences, config
         self.scorer = RewardScorer(sequences.backbone, role, RewardScale(0.0, 1.0, 1.0))
-        self.pairs = [p for p in data.pairs["train"] if config.ties == "half" or not p.preference.tie]
+        decided_or_all = data.pairs["train"] if config.ties == "half" else without_ties(data.pairs["train"])
+        self.examples = merge_ratings(
+            decided_or_all,
+            use_weights=config.use_weights,
+            label_smoothing=config.label_smoothing,
+            margin_scale=config.margin_scale,
+        )
         self.validation = data.pairs["validation"]
-        self.steps_per_epoch = math.ceil(len(self.pairs) / config.batch_pairs)
+        self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_pairs)
         assert role.head is not None
         self.parameters = role.parameters()
         heads = list(role.head.parameters())
@@ -187,14 +186,14 @@ class RewardTrainer:
     def train_epoch(self, check: Callable[[], None], advance: Callable[..., None]) -> dict[str, float]:
         """One pass over the training pairs and one over validation; returns what is logged."""
         generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "epoch", self.epoch))
-        order = torch.randperm(len(self.pairs), generator=generator).tolist()
+        order = torch.randperm(len(self.examples), generator=generator).tolist()
         # Dropout draws from the global generator: seeded here, an epoch depends on its number alone.
         torch.manual_seed(derived_seed(self.config.seed, "dropout", self.epoch))
         self._adapter_dropout(True)
         loss_sum, norm_sum = 0.0, 0.0
         for step in range(self.steps_per_epoch):
             batch = order[step * self.config.batch_pairs : (step + 1) * self.config.batch_pairs]
-            loss, norm = self._step([self.pairs[i] for i in batch], check)
+            loss, norm = self._step([self.examples[i] for i in batch], check)
             require_finite(f"epoch {self.epoch + 1}, step {step + 1}", loss=loss, grad_norm=norm)
             loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
             advance(loss=loss)
@@ -212,19 +211,18 @@ class RewardTrainer:
             "validation_loss": validation_loss,
             "validation_accuracy": interval_mean,
             "grad_norm": norm_sum / self.steps_per_epoch,
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": float(self.schedule.get_last_lr()[0]),
         }
 
-    def _step(self, pairs: Sequence[Pair], check: Callable[[], None]) -> tuple[float, float]:
+    def _step(self, examples: Sequence[Example], check: Callable[[], None]) -> tuple[float, float]:
         """One optimizer step on a batch, in micro-batches of whole pairs. Returns (loss, gradient norm)."""
-        lengths = [
-            2 * max(self.sequences.lengths[p.chosen], self.sequences.lengths[p.rejected]) for p in pairs
-        ]
-        total_weight = sum(self._weight(pair) for pair in pairs)
+        all_lengths = self.sequences.lengths
+        lengths = [2 * max(all_lengths[e.first], all_lengths[e.second]) for e in examples]
+        total_weight = sum(example.weight for example in examples)
         total = 0.0
         for indices in token_budget_batches(lengths, self.config.micro_batch_tokens):
             check()
-            loss = self._loss_sum([pairs[i] for i in indices]) / total_weight
+            loss = self._loss_sum([examples[i] for i in indices]) / total_weight
             loss.backward()
             total += loss.item()
         norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
@@ -233,29 +231,25 @@ class RewardTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total, norm
 
-    def _weight(self, pair: Pair) -> float:
-        return pair.preference.weight if self.config.use_weights else 1.0
-
-    def _loss_sum(self, pairs: Sequence[Pair]) -> Tensor:
-        """Weighted sum of the pairs' losses; each distinct completion goes through the model once."""
-        rows = sorted({i for pair in pairs for i in (pair.chosen, pair.rejected)})
+    def _loss_sum(self, examples: Sequence[Example]) -> Tensor:
+        """Weighted sum of the examples' losses; each distinct completion goes through the model once."""
+        rows = sorted({i for example in examples for i in (example.first, example.second)})
         place = {row: k for k, row in enumerate(rows)}
         assert self.role.head is not None
         hidden_BH = self.sequences.last_hidden(self.role.name, self.sequences.batch(rows))
         scores_B = self.role.head(hidden_BH.float()).squeeze(1)
-        win = 1 - self.config.label_smoothing
 
         def column(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, device=scores_B.device, dtype=scores_B.dtype)
 
         loss_P = pairwise_loss(
-            scores_B[[place[pair.chosen] for pair in pairs]],
-            scores_B[[place[pair.rejected] for pair in pairs]],
-            column([0.5 if pair.preference.tie else win for pair in pairs]),
-            column([self.config.margin_scale * pair.preference.margin for pair in pairs]),
+            scores_B[[place[example.first] for example in examples]],
+            scores_B[[place[example.second] for example in examples]],
+            column([example.target for example in examples]),
+            column([example.margin for example in examples]),
             self.config.center_coef,
         )
-        return (loss_P * column([self._weight(pair) for pair in pairs])).sum()
+        return (loss_P * column([example.weight for example in examples])).sum()
 
     def _validate(self) -> tuple[float, float]:
         """(mean loss without centring, margin or smoothing; accuracy on decided comparisons, else 0.5)."""

@@ -158,7 +158,7 @@ class Backbone:
         first = self.num_layers - max(1, math.ceil(self.num_layers * lora.adapter_layers))
         config = LoraConfig(
             r=lora.r,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float is what the formula takes
+            lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             # Full names: `layers_to_transform` does not go together with "all-linear".
             target_modules=linear_names(self.model, self.decoder, first),

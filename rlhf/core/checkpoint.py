@@ -61,6 +61,21 @@ def commit_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, k
     return final
 
 
+class StateCheckpoints:
+    """The training states of one run: `save` commits one, `newest` gives back the newest valid one."""
+
+    def __init__(self, root: Path, stage: str, *, keep: int = 2) -> None:
+        self.root, self._stage, self._keep = root, stage, keep
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        commit_checkpoint(self.root, step, lambda folder: save_state(folder, state), keep=self._keep)
+
+    def newest(self) -> dict[str, Any] | None:
+        """None when there is no valid checkpoint; damaged ones on the way are named on standard output."""
+        folder = newest_valid(self.root, warn=lambda text: print(f"{self._stage}: {text}"))
+        return load_state(folder) if folder is not None else None
+
+
 def checkpoints(root: Path) -> list[Path]:
     """Committed checkpoints, oldest first, not yet verified."""
     return sorted(p for p in root.glob("step-*") if (p / MANIFEST).is_file()) if root.is_dir() else []

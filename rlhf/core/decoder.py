@@ -52,7 +52,7 @@ def share_clone(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def _shallow(decoder: nn.Module, first: int, last: int) -> Any:
+def _shallow(decoder: Any, first: int, last: int) -> Any:
     """The decoder with the layers first..last-1 only, and a config that says so."""
     part = copy.copy(decoder)
     part._modules = dict(decoder._modules)

@@ -34,7 +34,7 @@ from reward.score import RewardScorer
 from rlhf.core.adapters import load_role_tensors, role_tensors, save_policy
 from rlhf.core.backbone import Backbone
 from rlhf.core.callables import is_callable_spec
-from rlhf.core.checkpoint import commit_checkpoint, load_state, newest_valid, save_state
+from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import CheckpointError, Stopped
 from rlhf.core.files import write_jsonl
 from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
@@ -99,20 +99,11 @@ def train(
 ) -> None:
     """The loop: one iteration is one rollout with its updates. Resumes from the newest valid checkpoint."""
     config = trainer.config
-    checkpoints = record.path / CHECKPOINTS
-    if record.resuming and (folder := newest_valid(checkpoints, warn=lambda text: print(f"ppo: {text}"))):
-        trainer.load_state_dict(load_state(folder))
+    checkpoints = StateCheckpoints(record.path / CHECKPOINTS, "ppo", keep=config.keep_checkpoints)
+    if record.resuming and (state := checkpoints.newest()):
+        trainer.load_state_dict(state)
     # Row 0 is the evaluation before training; it is written again when nothing has been trained yet.
     record.metrics.truncate_after(trainer.iteration or -1)
-
-    def save(state: dict[str, Any]) -> None:
-        commit_checkpoint(
-            checkpoints,
-            state["iteration"],
-            lambda folder: save_state(folder, state),
-            keep=config.keep_checkpoints,
-        )
-
     boundary = trainer.state_dict()
     with SignalGuard() as guard, progress("iterations", config.num_iterations, stage="ppo") as tracker:
         tracker.advance(trainer.iteration)
@@ -136,10 +127,10 @@ def train(
                 tracker.advance(score=figures["score"], kl=figures["kl"], length=figures["length"])
                 boundary = trainer.state_dict()
                 if last or trainer.iteration % config.save_every == 0:
-                    save(boundary)
+                    checkpoints.save(trainer.iteration, boundary)
         except Stopped:
             # The state at the last boundary, held in memory: the unfinished iteration is replayed on resume.
-            save(boundary)
+            checkpoints.save(boundary["iteration"], boundary)
             raise
     trainer.restore_best()
     save_policy(trainer.backbone.roles[POLICY], record.path / "adapter", trainer.backbone)
@@ -239,7 +230,7 @@ class PPOTrainer:
             "kl_coef": self.kl.coef,
             "explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
             "sampler_gap": batch.sampler_gap,
-            "lr": self.schedule.get_last_lr()[0],
+            "lr": float(self.schedule.get_last_lr()[0]),
             "seconds_rollout": seconds["rollout"],
             "seconds_update": seconds["update"],
             "episodes_per_s": len(batch.texts) / sum(seconds.values()),
