@@ -1,0 +1,150 @@
+"""What looks over the trainer's shoulder: validation, the best adapter, early stopping, guards, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rlhf.core.adapters import role_tensors
+from rlhf.core.backbone import Role
+from rlhf.core.checkpoint import commit_checkpoint, load_state, save_state
+from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
+from rlhf.core.metrics import MetricsLog
+
+
+class Watch(TrainerCallback):
+    """Validates every `eval_steps` and at the end, keeps the best adapter in memory and in every checkpoint.
+
+    before: validation loss of the base. best_loss, best_step, best: of the best validation so far; the base
+    itself is the first, so a run that only makes things worse ends where it began.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        *,
+        validate: Callable[[], float],
+        metrics: MetricsLog,
+        checkpoints: Path,
+        num_steps: int,
+        eval_steps: int,
+        patience: int,
+        guard: SignalGuard,
+        advance: Callable[..., None],
+    ) -> None:
+        self.role = role
+        self.metrics = metrics
+        self.checkpoints = checkpoints
+        self.num_steps, self.eval_steps, self.patience = num_steps, eval_steps, patience
+        self.guard, self.advance = guard, advance
+        self.step = self.best_step = self.stale = 0
+        self.before = self.best_loss = math.inf
+        self.best: dict[str, Tensor] = {}
+        self._validate = validate
+        self._last_validated = -1
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to train: all steps are taken, or patience has run out."""
+        return self._last_validated == self.step and (
+            self.step >= self.num_steps or self.stale >= self.patience
+        )
+
+    # ---- events of the trainer ---------------------------------------------------------------------------
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not self.best:  # a fresh run; a resumed one has loaded its state
+            self._look(0)
+            self.before = self.best_loss
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        self.step = state.global_step
+        if self.step % self.eval_steps == 0 or self.step == self.num_steps:
+            self._look(self.step)
+            control.should_save = True
+            control.should_training_stop |= self.stale >= self.patience
+        if self.guard.received is not None:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" not in logs:  # the trainer's summary at the end
+            return
+        where = f"step {state.global_step}"
+        require_finite(where, loss=float(logs["loss"]), grad_norm=float(logs.get("grad_norm", 0.0)))
+        row = {
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm", 0.0),
+            "lr": logs.get("learning_rate", 0.0),
+        }
+        if "mean_token_accuracy" in logs:
+            row["token_accuracy"] = logs["mean_token_accuracy"]
+        self.metrics.log(state.global_step, **row)
+        self.advance(loss=float(logs["loss"]))
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What the trainer has just written becomes a checkpoint that is whole or not there."""
+        written = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+        def write(folder: Path) -> None:
+            for entry in written.iterdir():
+                shutil.move(entry, folder / entry.name)
+            save_state(folder, self._state())
+
+        commit_checkpoint(self.checkpoints, state.global_step, write)
+        shutil.rmtree(args.output_dir)
+
+    # ---- validation --------------------------------------------------------------------------------------
+
+    def _look(self, step: int) -> None:
+        loss = self._validate()
+        require_finite(f"step {step}", validation_loss=loss)
+        require_finite_parameters(f"step {step}", self.role.parameters())
+        self.metrics.log(step, validation_loss=loss)
+        self._last_validated = step
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.stale = loss, step, 0
+            self.best = role_tensors(self.role)
+        else:
+            self.stale += 1
+
+    # ---- state -------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "before": self.before,
+            "best_loss": self.best_loss,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "best": self.best,
+            "last_validated": self._last_validated,
+        }
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint that `on_save` committed."""
+        state = load_state(folder)
+        self.step, self.before = state["step"], state["before"]
+        self.best_loss, self.best_step, self.stale = state["best_loss"], state["best_step"], state["stale"]
+        self.best, self._last_validated = state["best"], state["last_validated"]
