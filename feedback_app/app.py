@@ -1,0 +1,123 @@
+"""`rlhf app`: the web server in front of the feedback store.
+
+One FastAPI application: the account pages, the desk's JSON door, the Gradio desk at /desk, /healthz; the gate
+of `security` in front of all of it. One process serves one store; a second process may serve the same one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+# Read by gradio when it is imported: no telemetry, no version check, from this program.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from sqlalchemy import text
+
+from feedback_app.accounts import Person, first_admin_link
+from feedback_app.api import desk_router
+from feedback_app.config import AppConfig
+from feedback_app.desk import Desk
+from feedback_app.pages.account import account_router
+from feedback_app.pages.desk import desk_blocks, mount_options
+from feedback_app.security import PERSON, Gate
+from feedback_app.store.engine import Store, shown_url
+from rlhf.core.errors import BusyError, DataError, RlhfError
+from rlhf.core.run import Launch
+
+DESK = "/desk"
+STATIC = Path(__file__).parent / "pages" / "static"
+
+
+def build_app(store: Store, settings: AppConfig) -> FastAPI:
+    """The application over an open store. It does not close the store."""
+
+    app = FastAPI(title="rating desk", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(
+        account_router(store, secure=settings.secure_cookies, trusted_proxy=settings.trusted_proxy)
+    )
+    app.include_router(desk_router(Desk(store, lease_s=settings.lease_s)))
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    def front() -> Response:
+        return RedirectResponse(f"{DESK}/", 303)
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def favicon() -> Response:
+        return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        with store.read() as connection:
+            connection.execute(text("SELECT 1 FROM alembic_version"))
+        return {"status": "ok"}
+
+    @app.exception_handler(RlhfError)
+    def refused(request: Request, error: Exception) -> JSONResponse:
+        status = 422 if isinstance(error, DataError) else 503 if isinstance(error, BusyError) else 409
+        return JSONResponse({"detail": str(error)}, status)
+
+    gr.mount_gradio_app(app, desk_blocks(), path=DESK, auth_dependency=_signed_in, **mount_options())
+    app.add_middleware(
+        Gate,
+        store=store,
+        hosts=(settings.host, *settings.public_hosts),
+        listens_everywhere=settings.host in ("0.0.0.0", "::"),
+        secure=settings.secure_cookies,
+        gradio_path=DESK,
+    )
+    return app
+
+
+def run(settings: AppConfig, launch: Launch) -> None:
+    """Serve until stopped; SIGINT and SIGTERM finish what is in flight first."""
+    with Store.open(launch.db) as store:
+        listener = _listen(settings.host, settings.port)
+        port = listener.getsockname()[1]
+        host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
+        print(f"rating desk over {shown_url(launch.db)}")
+        first = first_admin_link(store)
+        if first is not None:
+            name, token = first
+            print(f"no administrator has a password yet; for '{name}', once, within 72 hours:")
+            print(f"  http://{host}:{port}/welcome/{token}")
+        print(f"open http://{host}:{port}/ (Ctrl+C stops)")
+        sys.stdout.flush()
+        config = uvicorn.Config(
+            build_app(store, settings),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=10,
+            server_header=False,
+            proxy_headers=False,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _signed_in(request: Request) -> str | None:
+    """Gradio's own check, behind the gate's: it must not be async (an async one failed open before 6.24)."""
+    person = request.scope.get(PERSON)
+    return person.annotator_id if isinstance(person, Person) else None
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise BusyError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+        ) from error
+    return listener

@@ -1,0 +1,1 @@
+"""Pages people see: the account pages (plain HTML) and the rating desk (Gradio)."""

@@ -1,0 +1,163 @@
+"""The gate in front of everything: host, origin, body size, session, response headers.
+
+Gradio reflects any Origin with credentials and executes a foreign POST on a host that is not localhost
+(measured), so the checks sit outside of it, on every request. A browser always names its Origin on a POST; a
+request without one comes from a program, which holds no cookie it was not given.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from feedback_app.accounts import who_is
+from feedback_app.store.engine import Store
+
+COOKIE = "rlhf_session"
+PERSON = "rlhf.person"
+MAX_BODY_BYTES = 1 << 20
+PUBLIC_PATHS = ("/login", "/welcome/", "/healthz", "/static/", "/favicon.ico")
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+# Gradio needs inline and evaluated scripts; nothing may come from or go to another origin.
+GRADIO_CSP = (
+    "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; font-src 'self' data:; frame-ancestors 'none'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+PLAIN_CSP = (
+    "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+class Gate:
+    """ASGI middleware. Puts the `Person` of a valid session under scope['rlhf.person'] (None without one)."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        store: Store,
+        hosts: Iterable[str] = (),
+        listens_everywhere: bool = False,
+        secure: bool = False,
+        gradio_path: str = "/desk",
+    ) -> None:
+        self.app, self.store = app, store
+        self.hosts = LOOPBACK_NAMES | {_name_of(host) for host in hosts}
+        self.listens_everywhere, self.secure, self.gradio_path = listens_everywhere, secure, gradio_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":  # nothing here uses one
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        answer = self._with_headers(scope, send)
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await PlainTextResponse(refusal[1], refusal[0])(scope, receive, answer)
+            return
+        path = scope["path"]
+        scope[PERSON] = None
+        if not path.startswith(PUBLIC_PATHS):
+            token = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+            scope[PERSON] = await run_in_threadpool(who_is, self.store, token)
+            if scope[PERSON] is None:
+                await self._ask_to_log_in(scope, headers)(scope, receive, answer)
+                return
+        await self.app(scope, _capped(receive), answer)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if not self._is_known(host):
+            return 421, "this host name is not served here; see --public-hosts"
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return 403, "requests from other sites are refused"
+        if origin is None and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            safe = scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
+            if not safe:
+                return 403, "requests from other sites are refused"
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
+            return 413, f"a request may have at most {MAX_BODY_BYTES} bytes"
+        return None
+
+    def _is_known(self, host: str) -> bool:
+        """Names must be ours (a rebound DNS name is not); a bare address cannot be rebound."""
+        name = _name_of(host)
+        if name in self.hosts:
+            return True
+        if not self.listens_everywhere:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _ask_to_log_in(self, scope: Scope, headers: Headers) -> ASGIApp:
+        wants_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+        if wants_page:
+            return RedirectResponse(f"/login?next={quote(scope['path'], safe='/')}", 303)
+        return JSONResponse({"detail": "log in first"}, 401)
+
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
+        is_gradio = scope["path"].startswith(self.gradio_path)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name in [key for key in headers if key.lower().startswith("access-control-")]:
+                    del headers[name]
+                headers["content-security-policy"] = GRADIO_CSP if is_gradio else PLAIN_CSP
+                headers["x-content-type-options"] = "nosniff"
+                headers["x-frame-options"] = "DENY"
+                # not 'no-referrer': it turns the Origin of a form into 'null'
+                headers["referrer-policy"] = "same-origin"
+                headers["cross-origin-opener-policy"] = "same-origin"
+                headers["cross-origin-resource-policy"] = "same-origin"
+                headers["permissions-policy"] = "camera=(), microphone=(), geolocation=()"
+                if "/assets/" not in scope["path"] and not scope["path"].startswith("/static/"):
+                    headers["cache-control"] = "no-store"
+                if self.secure:
+                    headers["strict-transport-security"] = "max-age=31536000"
+            await send(message)
+
+        return answer
+
+
+def _name_of(host: str) -> str:
+    """The host without its port, lower case; brackets of an IPv6 address are removed."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _capped(receive: Receive) -> Receive:
+    """A body that does not say its length is cut off at the same limit."""
+    total = 0
+
+    async def capped() -> Any:
+        nonlocal total
+        message = await receive()
+        if message["type"] == "http.request":
+            total += len(message.get("body", b""))
+            if total > MAX_BODY_BYTES:
+                return {"type": "http.disconnect"}
+        return message
+
+    return capped
