@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["pytester"]
 
 TESTS = """
 import pytest
@@ -26,26 +24,19 @@ def test_passes(): pass
 
 @pytest.mark.parametrize(
     ("ci", "outcome"),
-    [("true", "1 failed, 1 passed, 1 xfailed, 1 error"), ("", "1 passed, 2 skipped, 1 xfailed")],
+    [
+        ("true", {"failed": 1, "errors": 1, "passed": 1, "xfailed": 1}),
+        ("", {"skipped": 2, "passed": 1, "xfailed": 1}),
+    ],
 )
-def test_a_skip_and_missing_real_data_fail_in_ci_only(tmp_path: Path, ci: str, outcome: str) -> None:
-    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
-    (tmp_path / "test_some.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    environment = {**os.environ, "CI": ci, "RLHF_SHARED_DATA": str(tmp_path / "nowhere")}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rs",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert outcome in done.stdout.splitlines()[-1], done.stdout
-    assert done.returncode == (1 if ci else 0)
-    assert "no such machine" in done.stdout
-    assert "real data is not present at" in done.stdout
+def test_a_skip_and_missing_real_data_fail_in_ci_only(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, ci: str, outcome: dict[str, int]
+) -> None:
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("RLHF_SHARED_DATA", str(pytester.path / "nowhere"))
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text(encoding="utf-8"))
+    pytester.makepyfile(TESTS)
+    done = pytester.runpytest_inprocess("-rs")
+    assert done.parseoutcomes() == outcome
+    for reason in ("no such machine", "real data is not present at"):
+        assert reason in done.stdout.str()

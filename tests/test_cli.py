@@ -237,3 +237,19 @@ def test_scripts_are_the_command(name: str) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"rlhf: error: rlhf {name}: unknown option '--no-such-option'")
+
+
+def test_accelerate_launches_a_script(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_LOG_LEVEL": "error"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    script = str(REPOSITORY / "scripts" / "train_ppo.py")
+    done = subprocess.run(
+        [*launcher, script, "--kl-coef", "0.125", "--print-config"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "kl_coef: 0.125" in done.stdout
