@@ -47,4 +47,6 @@ class ModelSettings(Settings):
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the backbone")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
-    attn_implementation: str = Field("sdpa", description="attention kernel of transformers")
+    attn_implementation: str | None = Field(
+        None, description="attention kernel of transformers; default the best one that the architecture has"
+    )
