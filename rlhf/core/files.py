@@ -158,7 +158,8 @@ def _lines(path: Path, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_file():
-        raise DataError(f"{path}: is a directory; expected a JSONL file")
+        kind = "a directory" if path.is_dir() else "not a regular file"
+        raise DataError(f"{path}: is {kind}; expected a JSONL file")
     size = path.stat().st_size
     zipped = path.suffix == ".gz"
     if size > limits.max_file_bytes:

@@ -61,6 +61,15 @@ def _number(value: Any) -> float | int | None:
     return number if math.isfinite(number) else None
 
 
+def finite(value: Any) -> Any:
+    """The same nested value with None for every number that is not finite, as JSON wants it."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl, without a last row that a crash cut off. Raises DataError for a broken row."""
     path = Path(path)

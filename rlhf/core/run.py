@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlhf.core.config import Settings, settings_to_yaml
 from rlhf.core.errors import BusyError, ConfigError, DataError
 from rlhf.core.files import file_sha256, write_json, write_text
-from rlhf.core.metrics import MetricsLog
+from rlhf.core.metrics import MetricsLog, finite
 from rlhf.core.validation import shown
 
 CONFIG, MANIFEST, METRICS, LOCK, FINISHED = (
@@ -180,9 +180,12 @@ class Run:
             raise
 
     def finish(self, metrics: dict[str, Any], extra: dict[str, Any] | None = None) -> None:
-        """Write the manifest with the final metrics, then the marker. Call it when all else is on disk."""
+        """Write the manifest with the final metrics, then the marker. Call it when all else is on disk.
+
+        NaN and Infinity become null: a figure that does not exist must not cost a run that is done.
+        """
         self.manifest = self.manifest.model_copy(
-            update={"metrics": dict(metrics), "extra": dict(extra or {})}
+            update={"metrics": finite(metrics), "extra": finite(extra or {})}
         )
         write_json(self.path / MANIFEST, self.manifest)
         write_text(self.path / FINISHED, _now() + "\n")

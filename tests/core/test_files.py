@@ -158,8 +158,10 @@ def test_a_file_without_one_good_row_is_an_error_that_names_the_first(tmp_path: 
 def test_missing_file_directory_and_utf16(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         list(read_jsonl(tmp_path / "none.jsonl", Row))
-    with pytest.raises(DataError, match="is a directory"):
+    with pytest.raises(DataError, match="is a directory; expected a JSONL file"):
         list(read_jsonl(tmp_path, Row))
+    with pytest.raises(DataError, match="is not a regular file; expected a JSONL file"):
+        list(read_jsonl(Path("/dev/null"), Row))
     with pytest.raises(DataError, match="UTF-16"):
         rows(tmp_path, '{"id": "a"}'.encode("utf-16"))
 

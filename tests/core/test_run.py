@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import Field
 
@@ -199,6 +200,18 @@ def test_out_is_a_file_or_an_input_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.jsonl: no such file or directory"):
         Run.start(tmp_path / "new", parents={"data": tmp_path / "none.jsonl"}, **options)  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
+
+
+def test_a_figure_that_does_not_exist_does_not_cost_the_run(tmp_path: Path) -> None:
+    with begin(tmp_path) as run:
+        run.finish(
+            {"accuracy": float("nan"), "low": np.float64("inf"), "n": np.int64(3)},
+            {"by": [{"x": float("nan")}]},
+        )
+    manifest = read_manifest(run.path)
+    assert manifest.metrics == {"accuracy": None, "low": None, "n": 3}
+    assert manifest.extra == {"by": [{"x": None}]}
+    assert is_finished(run.path)
 
 
 def test_a_failed_run_is_not_finished_and_releases_its_lock(tmp_path: Path) -> None:
