@@ -86,7 +86,10 @@ def run(settings: ImportConfig, launch: Launch) -> None:
 def import_file(
     store: Store, settings: ImportConfig, *, quarantine: Path | None, rubric: str | None = None
 ) -> ImportCounts:
-    """Import a file in batches of one transaction per table. Raises DataError when no row is usable."""
+    """Import a file in batches of one transaction per table. Raises DataError when no row is usable.
+
+    The canonical order of a pair is that of its ids: 'chosen comes first' would put the answer into the order.
+    """
     counts = ImportCounts()
     raters = _Raters(store, settings)
     rows = read_jsonl(settings.file, ImportRow, quarantine=quarantine)
@@ -127,7 +130,7 @@ def _import_batch(
     counts.prompts += add_prompts(store, [row.prompt for row in batch])
     counts.completions += add_completions(store, [c for row in batch for c in row.completions])
     pairs = [
-        (row.prompt.prompt_id, tuple(c.completion_id for c in pair))
+        (row.prompt.prompt_id, tuple(sorted(c.completion_id for c in pair)))
         for row in batch
         for pair in combinations(row.completions, 2)
     ]

@@ -1,7 +1,9 @@
 """How well raters agree: the ceiling of what a reward model can learn from them.
 
 - alpha: Krippendorff's alpha (Computing Krippendorff's alpha-reliability, 2011) over the four verdicts first,
-  second, tie, both_bad as nominal values: 1 is perfect, 0 is what chance gives.
+  second, tie, both_bad as nominal values: 1 is perfect, 0 is what chance gives. Which completion of a pair is
+  "first" is arbitrary, and where it follows the answers chance agreement is overrated (on PandaLM's ratings
+  0.68 instead of 0.86), so every item is counted both ways round.
 - raw: of all pairs of raters on one item who both had a preference, the share that preferred the same one.
   It compares directly with a reward model's accuracy. Its interval resamples items, since the pairs of one
   item are not independent.
@@ -81,10 +83,11 @@ def agreement(
 
 
 def _alpha(items: list[list[str]]) -> float | None:
-    counts_IV = np.array([[Counter(given)[verdict] for verdict in VERDICTS] for given in items])
-    if not len(counts_IV):
+    if not items:
         return None
+    counts_IV = np.array([[Counter(given)[verdict] for verdict in VERDICTS] for given in items])
+    counts_IV = np.concatenate([counts_IV, counts_IV[:, [1, 0, 2, 3]]])
     counts_IV = counts_IV[:, counts_IV.sum(axis=0) > 0]
     if counts_IV.shape[1] < 2:
-        return None  # everybody always said the same: there is no disagreement that chance could explain
+        return None  # nothing but ties: there is no disagreement that chance could explain
     return float(krippendorff.alpha(value_counts=counts_IV, level_of_measurement="nominal"))
