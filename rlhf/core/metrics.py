@@ -62,7 +62,9 @@ def _number(value: Any) -> float | int | None:
 
 
 def finite(value: Any) -> Any:
-    """The same nested value with None for every number that is not finite, as JSON wants it."""
+    """The same nested value in plain Python numbers, with None for those that JSON does not know."""
+    if hasattr(value, "item"):  # numpy and torch scalars
+        value = value.item()
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

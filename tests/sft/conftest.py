@@ -1,4 +1,4 @@
-"""A tiny random Llama with a character tokenizer and a chat template, as a model directory."""
+"""Demonstrations for a tiny chat model, and settings of a run that takes about a second."""
 
 from __future__ import annotations
 
@@ -8,50 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-MARKS = ["<pad>", "<end>", "<unk>", "<system>", "<user>", "<assistant>"]
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789 .?"))
-    vocabulary = {token: i for i, token in enumerate([*MARKS, *letters])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    inner.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        pad_token="<pad>",
-        eos_token="<end>",
-        unk_token="<unk>",
-        additional_special_tokens=MARKS[3:],
-    )
-    tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def chat_model(tiny_model: Callable[..., Path]) -> Path:
+    """A random Llama of two layers with a chat template and a context of 64; two tokens end its answers."""
+    return tiny_model(chat_template=True, context=64, num_layers=2)
 
 
 @pytest.fixture
@@ -64,12 +26,12 @@ def demonstrations(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sft_options(tiny_model: Path, demonstrations: Path) -> Callable[..., dict[str, Any]]:
+def sft_options(chat_model: Path, demonstrations: Path) -> Callable[..., dict[str, Any]]:
     """Settings of a run that takes about a second: 4 epochs of 3 steps."""
 
     def options(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {
-            "base": str(tiny_model),
+            "base": str(chat_model),
             "data": str(demonstrations),
             "validation_fraction": 0.25,
             "num_epochs": 4,

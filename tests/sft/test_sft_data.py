@@ -17,8 +17,8 @@ from sft.data import Example, load_examples, split_examples
 
 
 @pytest.fixture(scope="session")
-def codec(tiny_model: Path) -> ChatCodec:
-    return load_causal_lm(tiny_model, ModelSettings(device="cpu"))[1]
+def codec(chat_model: Path) -> ChatCodec:
+    return load_causal_lm(chat_model, ModelSettings(device="cpu"))[1]
 
 
 def write(path: Path, *rows: Any) -> Path:
@@ -44,7 +44,7 @@ def test_every_form_gives_the_tokens_of_the_codec(
     completion = codec.completion_ids("aaa")
     assert completion[-1] == codec.end_token_id
     assert example.input_ids == prompt + completion
-    assert example.completion_mask == [0] * len(prompt) + [1] * 4
+    assert example.completion_mask == [0] * len(prompt) + [1] * len(completion)
     assert (example.line, left_out) == (1, 0)
 
 
@@ -63,10 +63,10 @@ def test_every_form_gives_the_tokens_of_the_codec(
             {"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]},
             "the last message must be one of the assistant",
         ),
-        ({"prompt": "x" * 64, "completion": "a"}, "the prompt has 66 tokens; the model's context is 64"),
+        ({"prompt": "x" * 70, "completion": "a"}, " tokens; the model's context is 64"),
         (
             {"prompt": "x" * 40, "completion": "a" * 40},
-            "prompt and completion have 83 tokens; at most 64 are used",
+            "prompt and completion have 97 tokens; at most 64 are used (shorten it",
         ),
     ],
 )
@@ -94,12 +94,12 @@ def test_what_the_template_refuses_is_named_too(tmp_path: Path, codec: ChatCodec
 
 
 def test_too_long_rows_are_counted_when_they_may_be_dropped(tmp_path: Path, codec: ChatCodec) -> None:
-    long = {"prompt": "x" * 20, "completion": "a"}
+    long = {"prompt": "x" * 40, "completion": "a"}
     path = write(tmp_path / "d.jsonl", long, {"prompt": "a", "completion": "b"}, long)
-    examples, left_out = load_examples(path, codec, max_tokens=16, drop_too_long=True)
+    examples, left_out = load_examples(path, codec, max_tokens=40, drop_too_long=True)
     assert ([example.line for example in examples], left_out) == ([2], 2)
-    with pytest.raises(DataError, match="all 1 demonstrations are longer than 16 tokens"):
-        load_examples(write(path, long), codec, max_tokens=16, drop_too_long=True)
+    with pytest.raises(DataError, match="all 1 demonstrations are longer than 40 tokens"):
+        load_examples(write(path, long), codec, max_tokens=40, drop_too_long=True)
 
 
 def examples_of(groups: list[str]) -> list[Example]:

@@ -83,10 +83,10 @@ def test_trl_minimises_our_loss(tmp_path: Path, sft_options: Options) -> None:
     assert logged[0] == pytest.approx(before, abs=1e-4)
 
 
-def test_mean_loss_is_the_mean_over_completion_tokens(tiny_model: Path, sft_options: Options) -> None:
+def test_mean_loss_is_the_mean_over_completion_tokens(chat_model: Path, sft_options: Options) -> None:
     config = SFTConfig(**sft_options())
     backbone, role, examples = prepared(config, limit=7)
-    plain = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    plain = AutoModelForCausalLM.from_pretrained(chat_model).eval()
     total, count = 0.0, 0
     for example in examples:  # one by one, through plain transformers
         ids = torch.tensor([example.input_ids])
@@ -101,11 +101,11 @@ def test_mean_loss_is_the_mean_over_completion_tokens(tiny_model: Path, sft_opti
 
 
 def test_a_run_learns_and_leaves_a_plain_model(
-    tmp_path: Path, tiny_model: Path, sft_options: Options
+    tmp_path: Path, chat_model: Path, sft_options: Options
 ) -> None:
-    base_hash = directory_sha256(tiny_model)
+    base_hash = directory_sha256(chat_model)
     out = tune(tmp_path, SFTConfig(**sft_options(num_epochs=12)))
-    assert directory_sha256(tiny_model) == base_hash
+    assert directory_sha256(chat_model) == base_hash
     manifest = read_manifest(out)
     assert manifest.metrics["validation_loss"] < manifest.metrics["validation_loss_before"] - 0.1
     assert set(manifest.parents) == {"base", "data"}
@@ -122,7 +122,7 @@ def test_a_run_learns_and_leaves_a_plain_model(
     # plain transformers, plain peft: the merged model is the base with the adapter
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     merged = AutoModelForCausalLM.from_pretrained(out / "model").eval()
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    base = AutoModelForCausalLM.from_pretrained(chat_model)
     adapted = PeftModel.from_pretrained(base, out / "adapter").eval()
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "say c"}],
@@ -142,14 +142,14 @@ def test_a_run_learns_and_leaves_a_plain_model(
     assert again.codec.pad_token_id not in again.codec.end_token_ids
 
 
-def test_pad_equal_to_eos_is_repaired(tmp_path: Path, tiny_model: Path, sft_options: Options) -> None:
-    base = tmp_path / "base"
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = model.config.eos_token_id
-    model.save_pretrained(base)
-    tokenizer.save_pretrained(base)
+def test_pad_equal_to_eos_is_repaired(
+    tmp_path: Path, tiny_model: Callable[..., Path], sft_options: Options
+) -> None:
+    base = tiny_model(pad_is_eos=True, num_layers=2)
+    assert (
+        AutoModelForCausalLM.from_pretrained(base).config.pad_token_id
+        == AutoTokenizer.from_pretrained(base).eos_token_id
+    )
     out = tune(tmp_path, SFTConfig(**sft_options(base=str(base), num_epochs=1)))
     saved = AutoModelForCausalLM.from_pretrained(out / "model")
     assert saved.config.pad_token_id not in GenerationConfig.from_pretrained(out / "model").eos_token_id
