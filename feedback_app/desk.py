@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 from feedback_app.accounts import Person
 from feedback_app.store.annotations import Receipt, answer, submit
 from feedback_app.store.engine import Store
-from feedback_app.store.leases import TaskView, heartbeat, lease_next, skip, view_lease
+from feedback_app.store.leases import TaskView, get_lease, heartbeat, lease_next, skip, view_lease
 from feedback_app.store.schema import drafts
 from rlhf.core.errors import DataError
 
@@ -156,11 +156,13 @@ class Desk:
         """Keep what is being typed, so that a reload loses nothing."""
 
         def unit(connection: Connection) -> None:
-            view = view_lease(connection, body.lease, person.annotator_id)
-            where = (drafts.c.task_id == view.task_id, drafts.c.annotator_id == person.annotator_id)
+            lease = get_lease(connection, body.lease, person.annotator_id)
+            if lease.state in ("submitted", "skipped"):
+                return  # a draft that was on its way while the answer was saved
+            where = (drafts.c.task_id == lease.task_id, drafts.c.annotator_id == person.annotator_id)
             values = {"content": body.model_dump(exclude={"lease"}), "updated_at": time.time()}
             if connection.execute(drafts.update().where(*where).values(**values)).rowcount == 0:
-                keys = {"task_id": view.task_id, "annotator_id": person.annotator_id}
+                keys = {"task_id": lease.task_id, "annotator_id": person.annotator_id}
                 connection.execute(drafts.insert(), {**keys, **values})
 
         self.store.run(unit)

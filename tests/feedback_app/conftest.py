@@ -1,9 +1,16 @@
-"""A store of its own for each test, and small worlds to fill it."""
+"""A store of its own for each test, small worlds to fill it, a running server and a browser."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +64,68 @@ def fill():
 @pytest.fixture
 def people(store: Store) -> list[str]:
     return [create_annotator(store, f"rater {i}", password=None) for i in range(4)]
+
+
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def _install_chromium() -> str | None:
+    """Debian's package, where we may install one."""
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return None
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 600}
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "update"], env=environment, check=False, **quiet)
+    subprocess.run(["apt-get", "install", "-y", "chromium"], env=environment, check=False, **quiet)
+    return shutil.which("chromium")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium; skipped by name where there is none (in CI a skip counts as a failure)."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = path or _install_chromium()
+    if path is None:
+        pytest.skip("no chromium on this machine, and not root with apt to install it")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Server:
+    """A running `rlhf app`. `lines` is what it printed when it started."""
+
+    url: str
+    db_url: str
+    lines: list[str]
+    process: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`rlhf app` as people start it, in a process of its own on a free port, over a new store."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('served')}/feedback.db"
+    command = [sys.executable, "-m", "rlhf.cli", "app", "--port", "0", "--db", url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line.strip())
+        if line.startswith("open http"):
+            break
+    assert lines, "the server ended before it said anything"
+    assert lines[-1].startswith("open http"), f"the server ended early: {lines}"
+    yield Server(lines[-1].split()[1].rstrip("/"), url, lines, process)
+    process.terminate()
+    assert process.wait(20) in (-signal.SIGTERM, 128 + signal.SIGTERM)
