@@ -274,11 +274,11 @@ function onKey(event) {
     if (typing) event.target.blur(); else if (!$("rd-skipbox").hidden) { closeSkip(); $("rd-skip").focus(); }
     return;
   }
-  if (typing || event.repeat || !task) return;
+  if (typing || event.repeat || busy || !task) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const inSkip = !$("rd-skipbox").hidden && $("rd-skipbox").contains(event.target);
-  if (key in KEYS && !busy) pick(KEYS[key]);
-  else if ((key === "ArrowRight" || key === "ArrowLeft") && !busy) {
+  if (key in KEYS) pick(KEYS[key]);
+  else if (key === "ArrowRight" || key === "ArrowLeft") {
     const at = ALONG.indexOf(picked), step = key === "ArrowRight" ? 1 : -1;
     const index = ALONG[at < 0 ? 3 : Math.min(6, Math.max(0, at + step))];
     pick(index);

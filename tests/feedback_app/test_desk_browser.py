@@ -66,8 +66,8 @@ def open_desk(chromium, server, store):
 
 
 def saved(page, number: int) -> None:
-    """Wait until the page says that its nth answer is saved."""
-    page.wait_for_function(f"document.querySelector('#rd-count').textContent.startsWith('{number} rated')")
+    """Wait until the page says that its nth answer is saved and the next task is there."""
+    page.wait_for_selector(f"#rating-desk:not([data-busy]) #rd-count:has-text('{number} rated')")
 
 
 def side_texts(page) -> tuple[str, str]:
