@@ -21,6 +21,10 @@ from rlhf.core.records import Message, Prompt
 MAX_TEMPLATE_CHARS = 100_000
 
 
+class PromptTooLongError(DataError):
+    """A prompt leaves too little of the model's context for an answer; the one fault that may be dropped."""
+
+
 class ChatCodec:
     """Tokens for one model.
 
@@ -94,12 +98,12 @@ class ChatCodec:
         return list(ids) if bos is None else [bos, *ids]
 
     def checked_prompt_ids(self, prompt: Prompt, room: int) -> list[int]:
-        """`prompt_ids`, refusing a prompt that leaves less than `room` tokens of the context for an answer."""
+        """`prompt_ids`; raises PromptTooLongError where less than `room` tokens of the context are left."""
         ids = self.prompt_ids(prompt.messages)
         if not ids:
             raise DataError(f"prompt {prompt.prompt_id} has no tokens")
         if len(ids) + room > self.max_tokens:
-            raise DataError(
+            raise PromptTooLongError(
                 f"prompt {prompt.prompt_id} has {len(ids)} tokens; with {room} for the completion that is more "
                 f"than the model's context of {self.max_tokens}"
             )

@@ -40,7 +40,8 @@ class KLController:
         """`kl` is the mean over completions of the summed k1, in nats."""
         if self._target is not None:
             error = max(-0.2, min(0.2, kl / self._target - 1))
-            self.coef *= 1 + error * num_completions / self._horizon
+            # At most 20 % a step: a batch larger than the horizon would overshoot, below zero even.
+            self.coef *= 1 + error * min(1.0, num_completions / self._horizon)
 
     def state(self) -> dict[str, float]:
         return {"coef": self.coef}

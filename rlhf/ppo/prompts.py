@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.core.chat import ChatCodec
+from rlhf.core.chat import ChatCodec, PromptTooLongError
 from rlhf.core.errors import DataError
 from rlhf.core.files import read_numbered
 from rlhf.core.randomness import derived_seed
@@ -34,7 +34,7 @@ def load_prompts(
         try:
             ids = codec.checked_prompt_ids(prompt, room)
         except DataError as error:
-            if drop_too_long:
+            if drop_too_long and isinstance(error, PromptTooLongError):
                 dropped += 1
                 continue
             raise DataError(f"{path}:{line}: {error}") from error

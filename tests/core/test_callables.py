@@ -95,12 +95,12 @@ def test_what_cannot_be_imported_is_a_usage_error(spec, tmp_path: Path) -> None:
         ScoringFunction(spec("lenght"))
     with pytest.raises(ConfigError, match="has no function 'CONSTANT'"):
         ScoringFunction(spec("CONSTANT"))
-    with pytest.raises(ConfigError, match="no such file .*other.py"):
+    with pytest.raises(ConfigError, match=r"no such file .*other.py"):
         ScoringFunction(f"{tmp_path}/other.py:f")
-    with pytest.raises(ConfigError, match="no_such_package:f: cannot be imported .ModuleNotFoundError"):
+    with pytest.raises(ConfigError, match=r"no_such_package:f: cannot be imported .ModuleNotFoundError"):
         ScoringFunction("no_such_package:f")
     (tmp_path / "broken.py").write_text("def f(:\n")
-    with pytest.raises(ConfigError, match="broken.py:f: cannot be imported .SyntaxError"):
+    with pytest.raises(ConfigError, match=r"broken.py:f: cannot be imported .SyntaxError"):
         ScoringFunction(f"{tmp_path}/broken.py:f")
     assert ScoringFunction("statistics:mean").num_parameters == 1  # an installed module
 
