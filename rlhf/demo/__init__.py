@@ -1,0 +1,1 @@
+"""The embedded world: a small support desk that the project makes itself. All of it is simulated."""
