@@ -27,7 +27,7 @@ def demonstrations(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sft_options(chat_model: Path, demonstrations: Path) -> Callable[..., dict[str, Any]]:
-    """Settings of a run that takes about a second: 4 epochs of 3 steps."""
+    """Settings of a run that takes about a second: 4 epochs of 2 steps."""
 
     def options(**changes: Any) -> dict[str, Any]:
         values: dict[str, Any] = {

@@ -100,6 +100,19 @@ def test_mean_loss_is_the_mean_over_completion_tokens(chat_model: Path, sft_opti
     assert mean_loss(backbone, role, examples[::-1], 40) == pytest.approx(total / count, abs=1e-5)
 
 
+def test_mean_loss_is_free_of_dropout_and_leaves_the_mode_as_it_was(sft_options: Options) -> None:
+    backbone, role, examples = prepared(
+        SFTConfig(**sft_options(lora={"dropout": 0.5, "adapter_layers": 1.0}))
+    )
+    with torch.no_grad():
+        for parameter in role.parameters():  # a fresh adapter adds nothing, with or without dropout
+            parameter.normal_(std=0.3)
+    still = mean_loss(backbone, role, examples, 100)
+    role.model.train()
+    assert mean_loss(backbone, role, examples, 100) == still
+    assert role.model.training
+
+
 def test_a_run_learns_and_leaves_a_plain_model(
     tmp_path: Path, chat_model: Path, sft_options: Options
 ) -> None:
@@ -159,23 +172,24 @@ def test_stopping_early_keeps_the_best_step(
     tmp_path: Path, sft_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: dict[int, Any] = {}
-    losses = iter([3.0, 2.0, 2.5, 2.4, 1.0])  # base, then every second step; 1.0 is never reached
+    # the base, then every second step: one bad look is forgiven, two in a row end the run; 0.5 is never reached
+    losses = iter([3.0, 2.0, 2.5, 1.9, 2.0, 2.1, 0.5])
 
     def scripted(backbone: Backbone, role: Any, examples: Any, max_tokens: int) -> float:
         kept[len(kept)] = weights(role)
         return next(losses)
 
     monkeypatch.setattr(train_module, "mean_loss", scripted)
-    out = tune(tmp_path, SFTConfig(**sft_options(eval_steps=2, patience=2)))
+    out = tune(tmp_path, SFTConfig(**sft_options(num_epochs=6, eval_steps=2, patience=2)))
     metrics = read_manifest(out).metrics
-    assert (metrics["best_step"], metrics["validation_loss"], metrics["num_steps"]) == (2, 2.0, 6)
+    assert (metrics["best_step"], metrics["validation_loss"], metrics["num_steps"]) == (6, 1.9, 10)
     config = SFTConfig(**sft_options())
     assert config.base
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.base), out / "adapter")
     saved = {name: value for name, value in adapted.named_parameters() if "lora_" in name}
-    best = kept[1]
+    best = kept[3]
     assert all(torch.equal(saved[name], best[name]) for name in best)
-    assert any(not torch.equal(best[name], kept[3][name]) for name in best)
+    assert any(not torch.equal(best[name], kept[5][name]) for name in best)
 
 
 def weights(role: Any) -> dict[str, torch.Tensor]:
@@ -220,10 +234,7 @@ def test_a_run_killed_while_saving_adds_no_step(
 ) -> None:
     config = SFTConfig(**sft_options())
 
-    def killed(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_module, "save_model", killed)
+    monkeypatch.setattr(train_module, "save_model", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         tune(tmp_path, config)
     monkeypatch.undo()
@@ -233,6 +244,24 @@ def test_a_run_killed_while_saving_adds_no_step(
     assert (out / "metrics.jsonl").read_text() == before
     assert is_finished(out)
     assert (out / "model" / "config.json").is_file()
+
+
+def test_a_run_killed_after_its_patience_ran_out_trains_no_further(
+    tmp_path: Path, sft_options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SFTConfig(**sft_options(eval_steps=2, patience=1))
+    losses = iter([1.0, 2.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "mean_loss", lambda *args: next(losses))
+        patch.setattr(train_module, "save_policy", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune(tmp_path, config)
+    metrics = read_manifest(tune(tmp_path, config, resume=True)).metrics
+    assert (metrics["best_step"], metrics["num_steps"], metrics["validation_loss"]) == (0, 2, 1.0)
+
+
+def raise_interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_finished_run_is_left_alone(
@@ -247,8 +276,9 @@ def test_a_finished_run_is_left_alone(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, sft_options: Options) -> None:
-    config = SFTConfig(**sft_options(optim={"lr": 1e30, "warmup_steps": 0}))
-    with pytest.raises(GuardStop, match=r"step \d: .* (nan|inf)"):
+    # the first update ruins the weights, and the second loss says so
+    config = SFTConfig(**sft_options(optim={"lr": 1e30, "warmup_steps": 0}, eval_steps=100))
+    with pytest.raises(GuardStop, match=r"step 2: loss is (nan|inf)"):
         tune(tmp_path, config)
     out = tmp_path / "runs" / "one"
     assert not is_finished(out)
