@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 from pathlib import Path
 
 from feedback_app.config import ExportConfig
@@ -15,6 +16,8 @@ def run(settings: ExportConfig, launch: Launch) -> None:
     """Export to --out, or to WORKSPACE/snapshots/PROJECT-DATE."""
     out = launch.out or _default_out(launch.workspace, settings.project)
     with Store.open(launch.db, create=False) as store:
+        if launch.force:
+            _set_aside(out)
         manifest = export_snapshot(
             store, out, project=settings.project, seed=settings.seed, fractions=settings.fractions
         )
@@ -36,6 +39,13 @@ def describe(manifest: SnapshotManifest, out: Path) -> str:
     if manifest.simulated:
         lines.append(f"  simulated: {manifest.num_simulated} of {manifest.num_judgements} answers")
     return "\n".join(lines)
+
+
+def _set_aside(out: Path) -> None:
+    """--force keeps what was there as OUT.old-1, OUT.old-2, ..."""
+    if out.exists():
+        names = (out.with_name(f"{out.name}.old-{number}") for number in count(1))
+        out.rename(next(name for name in names if not name.exists()))
 
 
 def _default_out(workspace: Path, project: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, text
@@ -95,12 +95,11 @@ def import_file(
     rows = read_jsonl(settings.file, ImportRow, quarantine=quarantine)
     if quarantine is not None:
         quarantine.unlink(missing_ok=True)
-    project_is_there = False
+    batches = chunks(_of_kind(rows, settings), BATCH)
+    first = next(batches, [])  # before the progress line and the project: a bad file is one error and no more
+    ensure_project(store, settings.project, rubric=rubric, simulated=settings.simulated)
     with progress("rows", None, stage="import") as bar:
-        for batch in chunks(_of_kind(rows, settings), BATCH):
-            if not project_is_there:
-                ensure_project(store, settings.project, rubric=rubric, simulated=settings.simulated)
-                project_is_there = True
+        for batch in chain([first], batches):
             _import_batch(store, settings, batch, raters, counts)
             bar.advance(len(batch))
     if quarantine is not None and quarantine.exists():

@@ -95,7 +95,7 @@ def export_snapshot(
         raise ConfigError(f"fractions must be three shares that sum to 1; found {fractions}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists already; expected a new folder for the snapshot")
+        raise ConfigError(f"{out} exists already; choose another --out, or --force to set it aside")
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(f".{out.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)

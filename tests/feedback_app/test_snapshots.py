@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
@@ -177,3 +178,15 @@ def test_refusals_leave_nothing_behind(store, fill, tmp_path):
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
     with pytest.raises(ConfigError, match="sum to 1"):
         export_snapshot(store, tmp_path / "s", project="p", seed=0, fractions=(0.5, 0.1, 0.1))
+
+
+def test_force_sets_the_old_snapshot_aside(rated, tmp_path, db_url, capsys):
+    launch = Launch(workspace=tmp_path, db=db_url, out=tmp_path / "snap")
+    run_export(ExportConfig(project="p"), launch)
+    with pytest.raises(ConfigError, match="--force"):
+        run_export(ExportConfig(project="p"), launch)
+    run_export(ExportConfig(project="p", seed=3), replace(launch, force=True))
+    manifests = [
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("snap", "snap.old-1")
+    ]
+    assert [manifest["seed"] for manifest in manifests] == [3, 0]
