@@ -37,6 +37,9 @@ def letters(prompts, completions):
     time.sleep(float(os.environ.get("RLHF_TEST_SLEEP_S", "0")))
     return [sum(c in "aeiou" for c in text) / max(1, len(text)) for text in completions]
 
+def plain(prompts, completions):
+    return [sum("a" <= c <= "z" or c == " " for c in text) / max(1, len(text)) for text in completions]
+
 def good_until_call_four(prompts, completions):
     global calls
     calls += 1
