@@ -42,9 +42,10 @@ class ModelPool:
 
     def generator(self, text: str) -> Generator:
         """The model that `text` names. Raises DataError, ModelError or CheckpointError."""
-        adapter = self._adapter_folder(text)
+        path = find_model(text, self._launch)
+        # A supervised run holds both its adapter and the merged model; the model is what it is for.
+        adapter = None if (Path(path) / "config.json").is_file() else self._adapter_folder(text)
         if adapter is None:
-            path = find_model(text, self._launch)
             backbone = self.backbone(path)
             return Generator(
                 backbone,

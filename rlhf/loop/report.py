@@ -148,19 +148,34 @@ def _examples(inputs: ReportInputs) -> str:
     rows = [row for _, row in read_rows(inputs.evaluation / "pairs.jsonl")]
     step = max(1, len(rows) // NUM_EXAMPLES)
     shown = rows[::step][:NUM_EXAMPLES]
-    table = [
-        {
-            "prompt": row["prompt"],
-            "before": _scored(row["baseline"], row.get("score_before")),
-            "after": _scored(row["candidate"], row.get("score_after")),
-        }
-        for row in shown
-    ]
     note = (
-        f"{len(shown)} of {len(rows)} held-out prompts, evenly spaced, not picked by result. In brackets: the "
-        "judge's score."
+        f"{len(shown)} of {len(rows)} held-out prompts, evenly spaced, not picked by result. The coloured number "
+        "is the judge's score."
     )
-    return html.paragraph(note) + html.table(table)
+    body = "".join(_example(row) for row in shown)
+    head = "<tr><th>prompt</th><th>before</th><th>after</th></tr>"
+    return html.paragraph(note) + f'<div class="scroll"><table>{head}{body}</table></div>'
+
+
+def _example(row: Mapping[str, Any]) -> str:
+    before = _reply(row["baseline"], row.get("score_before"))
+    after = _reply(row["candidate"], row.get("score_after"))
+    return (
+        f'<tr><td style="width:30%;color:var(--soft)">{html.escape(row["prompt"])}</td>'
+        f'<td style="width:35%">{before}</td><td style="width:35%">{after}</td></tr>'
+    )
+
+
+def _reply(text: str, score: float | None) -> str:
+    """A completion behind its score, from red (0) over yellow to green (1)."""
+    if score is None:
+        return html.escape(text)
+    hue = round(120 * min(1.0, max(0.0, score)))
+    chip = (
+        f"background:hsl({hue} 65% 45% / 0.22);border:1px solid hsl({hue} 65% 45% / 0.6);border-radius:9px;"
+        "padding:0 7px;margin-right:6px;font-variant-numeric:tabular-nums"
+    )
+    return f'<span style="{chip}">{score:.2f}</span>{html.escape(text)}'
 
 
 def _ppo_section(inputs: ReportInputs, figures: Mapping[str, Any]) -> str:
@@ -358,10 +373,6 @@ def _bounds(figures: Mapping[str, Any], name: str) -> list[float | None]:
 def _span(figures: Mapping[str, Any], name: str) -> str:
     low, high = _bounds(figures, name)
     return f"{low:.1%} to {high:.1%}" if low is not None and high is not None else "unknown"
-
-
-def _scored(text: str, score: float | None) -> str:
-    return text if score is None else f"{text} [{score:.2f}]"
 
 
 def _num(value: float | None, digits: int = 2) -> str:
