@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlhf.core.records import Message, Prompt
+from rlhf.core.records import Prompt
 from rlhf.demo import phrases
 
 SOURCE = "simulated-support-desk"
@@ -228,5 +228,5 @@ def _cases(seed: int, num: int, name: str, heldout: bool, taken: set[str]) -> It
             continue
         taken.add(text)
         made += 1
-        message = Message(role="user", content=text)
-        yield Prompt(messages=(message,), source=SOURCE, group_id=case.group_id, metadata={"use": name}), case
+        prompt = {"prompt": text, "source": SOURCE, "group_id": case.group_id, "metadata": {"use": name}}
+        yield Prompt.model_validate(prompt), case

@@ -23,6 +23,8 @@ from rlhf.core.metrics import MetricsLog, progress
 
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 CONTEXT_TOKENS = 256
+# How byte-level BPE writes NUL. No record may hold one, so the model shall not be able to say it.
+BYTE_ZERO = "\u0100"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}"
@@ -51,7 +53,7 @@ class Pretraining:
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the chat tokens and template; any text round-trips.
+    """A byte-level BPE tokenizer with the chat tokens and template; any text without NUL round-trips.
 
     Numbers are split into pairs of digits, so that an order number (two digits) is one token to copy.
     """
@@ -66,7 +68,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[PAD, USER, ASSISTANT, SYSTEM, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=[c for c in pre_tokenizers.ByteLevel.alphabet() if c != BYTE_ZERO],
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
