@@ -61,7 +61,10 @@ def load_pairs(
     data = PairData()
     index: dict[str, int] = {}
     for split, where, preference in load_preferences(source, seed):
-        prompt_ids = codec.prompt_ids(preference.prompt)
+        try:
+            prompt_ids = codec.prompt_ids(preference.prompt)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         both = []
         for messages in (preference.chosen, preference.rejected):
             if len(messages) != 1 or messages[0].role != "assistant":

@@ -31,7 +31,7 @@ from rlhf.core.adapters import load_role_tensors, role_tensors, save_reward
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import StateCheckpoints
-from rlhf.core.errors import Stopped
+from rlhf.core.errors import DataError, Stopped
 from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
 from rlhf.core.inputs import find_model, find_path, model_name, required
 from rlhf.core.metrics import progress
@@ -61,6 +61,11 @@ def run(config: RewardConfig, launch: Launch) -> None:
     )
     if data.num_too_long:
         print(f"reward: left out {data.num_too_long} comparisons longer than {max_tokens} tokens")
+    if config.ties == "ignore" and not without_ties(data.pairs["train"]):
+        count = len(data.pairs["train"])
+        raise DataError(
+            f"{snapshot}: all {count} training comparisons are ties, which --ties ignore leaves out"
+        )
     if launch.dry_run:
         counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in data.pairs.items())
         print(f"reward: would train on {backbone.name} with {counts} comparisons into {out}")

@@ -40,10 +40,10 @@ def letters(prompts, completions):
 def plain(prompts, completions):
     return [sum("a" <= c <= "z" or c == " " for c in text) / max(1, len(text)) for text in completions]
 
-def good_until_call_four(prompts, completions):
+def best_until_call_four(prompts, completions):
     global calls
     calls += 1
-    return [1.0 if calls <= 4 else -1.0] * len(completions)
+    return [0.0 if calls == 1 else 1.0 if calls <= 4 else -1.0] * len(completions)
 """
 
 WORDS = ("red", "green", "blue", "cat", "bird", "old man", "rain", "sun", "order", "ticket", "late", "happy")

@@ -128,9 +128,10 @@ class LargestLogits(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and tensor.shape[-1] == self.vocab_size:
-                if tensor.untyped_storage().data_ptr() != self._output:
-                    self.rows = max(self.rows, tensor.numel() // self.vocab_size)
+            if not isinstance(tensor, torch.Tensor) or tensor.shape[-1:] != (self.vocab_size,):
+                continue
+            if tensor.untyped_storage().data_ptr() != self._output:
+                self.rows = max(self.rows, tensor.numel() // self.vocab_size)
         return result
 
 

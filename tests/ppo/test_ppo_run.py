@@ -249,17 +249,19 @@ def test_weights_that_turn_nan_stop_the_run_and_keep_the_last_good_checkpoint(
 
 def test_the_best_evaluated_policy_is_kept(ppo_launch: Launch, ppo_config: MakeConfig) -> None:
     """The reward turns bad after its fourth call, the evaluation at iteration 2: that policy is the result."""
-    config = ppo_config("good_until_call_four", kl_coef=0.0)
+    config = ppo_config("best_until_call_four", kl_coef=0.0, save_every=2)
     ppo_train.run(config, ppo_launch)
     out = ppo_launch.out
     assert out is not None
     rows = read_metrics(out / "metrics.jsonl")
-    assert [row["step"] for row in rows if "eval_objective" in row] == [0, 2, 4]
-    manifest = read_manifest(out)
-    # the constant reward makes evaluations 0 and 2 equal, and the first of equals is kept: the base itself
-    assert manifest.metrics["best_iteration"] == 0
+    evaluated = {row["step"]: row["eval_score"] for row in rows if "eval_score" in row}
+    assert evaluated == {0: 0.0, 2: 1.0, 4: -1.0}
+    assert read_manifest(out).metrics["best_iteration"] == 2
     saved = load_file(out / "adapter" / "adapter_model.safetensors")
-    assert not any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+    states = [load_state(folder) for folder in checkpoints(out / "checkpoints")]
+    assert [state["iteration"] for state in states] == [2, 4]
+    assert equal(saved, states[0]["roles"]["policy"])
+    assert not equal(saved, states[1]["roles"]["policy"])
 
 
 def test_without_held_out_prompts_the_last_policy_is_the_result(
