@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -104,7 +105,7 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: cannot be loaded as a causal language model ({first_line(error)})"
         ) from error

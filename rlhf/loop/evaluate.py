@@ -18,7 +18,7 @@ import torch
 from rlhf.core.backbone import REFERENCE, Backbone
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.callables import ScoringFunction, is_callable_spec
-from rlhf.core.errors import ConfigError
+from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.files import write_json, write_jsonl
 from rlhf.core.inputs import find_adapter, find_path, required
 from rlhf.core.logprobs import token_logprobs
@@ -69,6 +69,8 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
     candidate = pool.generator(candidate_text)
     baseline = _baseline(pool, candidate, config)
     compare = _judge(pool, judge_text, config.micro_batch_tokens)
+    # Read before the run begins: a bad prompt must not leave an unfinished run behind.
+    prompts = _prompts(prompts_path, [candidate, baseline], config)
     parents = {"prompts": prompts_path} | {
         name: path
         for name, path in (
@@ -87,7 +89,6 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
         if record.finished:
             print(f"evaluate: {out} is already finished")
             return
-        prompts = _prompts(prompts_path, [candidate, baseline], config)
         answers = [answer(generator, prompts, config) for generator in (baseline, candidate)]
         figures = compare_answers(prompts, answers[0], answers[1], compare, config, record.path)
         figures |= divergence(candidate, baseline, answers[1], config)
@@ -150,7 +151,7 @@ def _by_pair(
 
 
 def _prompts(path: Path, generators: Sequence[Generator], config: EvaluateConfig) -> list[Prompt]:
-    """Prompts that fit every model that has to answer them."""
+    """Prompts that fit every model that has to answer them. Raises DataError when there are none."""
     room, drop = config.sampling.max_completion_tokens, config.on_long_prompt == "drop"
     fitting: list[list[EncodedPrompt]] = [
         load_prompts(path, generator.backbone.codec, room=room, drop_too_long=drop)[0]
@@ -158,6 +159,8 @@ def _prompts(path: Path, generators: Sequence[Generator], config: EvaluateConfig
     ]
     shared = set.intersection(*({encoded.prompt.prompt_id for encoded in prompts} for prompts in fitting))
     prompts = [encoded.prompt for encoded in fitting[0] if encoded.prompt.prompt_id in shared]
+    if not prompts:
+        raise DataError(f"{path}: no prompt fits both models")
     return prompts[: config.max_prompts]
 
 

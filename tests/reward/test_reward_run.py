@@ -206,7 +206,7 @@ def test_a_snapshot_must_have_all_three_splits(reward_launch: Launch, reward_con
     with pytest.raises(DataError, match=r"no test\.jsonl; expected a snapshot"):
         reward_train.run(config, reward_launch)
     (snapshot / "test.jsonl").write_text("")
-    with pytest.raises(DataError, match="no comparison in the test split .0 were too long."):
+    with pytest.raises(DataError, match=r"no comparison in the test split .0 were too long."):
         reward_train.run(config, reward_launch)
     write_rows(snapshot / "test.jsonl", [row(9)])
     reward_train.run(replace_epochs(config), reward_launch)
