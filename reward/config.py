@@ -51,11 +51,13 @@ class RewardConfig(Settings):
 
 
 class ScoreConfig(Settings):
-    """Score completions with a reward run: reads {"prompt", "completion"} rows, adds "score" to each."""
+    """Score completions with a reward run: reads {"prompt", "completion"} rows, adds "score" to each.
+
+    The result goes to --out, by default FILE with .scored.jsonl.
+    """
 
     file: Positional[str] = Field(description="JSONL with prompt (text or messages) and completion (text)")
     reward: str | None = Field(None, description="reward run or adapter directory")
     backbone: str | None = Field(None, description="the model it sits on; default the one the adapter names")
-    output: str | None = Field(None, description="where to write; default FILE with .scored.jsonl")
     micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens per forward")
     model: ModelSettings = Field(default_factory=ModelSettings)

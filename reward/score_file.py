@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from reward.config import ScoreConfig
@@ -29,9 +28,9 @@ def run(config: ScoreConfig, launch: Launch) -> None:
     """Write the rows with their raw `score` and their `score_normalized`. Never overwrites without --force."""
     source = find_path(config.file, launch)
     folder = find_adapter(required(config.reward, "reward", "a reward run or adapter directory"), launch)
-    target = Path(config.output) if config.output else source.with_suffix(".scored.jsonl")
+    target = launch.out or source.with_suffix(".scored.jsonl")
     if target.exists() and not launch.force:
-        raise ConfigError(f"{target}: exists already; choose another --output, or --force to replace it")
+        raise ConfigError(f"{target}: exists already; choose another --out, or --force to replace it")
     base = config.backbone or read_adapter_config(folder)["base_model_name_or_path"]
     backbone_path = find_model(base, launch)
     backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))

@@ -27,7 +27,7 @@ from reward.data import Example, PairData, load_pairs, merge_ratings, without_ti
 from reward.evaluate import accuracy, differences, report
 from reward.loss import pairwise_loss
 from reward.score import RewardScale, RewardScorer
-from rlhf.core.adapters import load_role_tensors, role_tensors, save_reward
+from rlhf.core.adapters import load_role_weights, role_weights, save_reward
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import StateCheckpoints
@@ -184,7 +184,7 @@ class RewardTrainer:
         self.stale = 0
         self.best_epoch = 0
         self.best_loss = math.inf
-        self.best: dict[str, Tensor] = self._weights()
+        self.best: dict[str, Tensor] = role_weights(self.role)
 
     # ---- one epoch ---------------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class RewardTrainer:
         validation_loss, interval_mean = self._validate()
         if validation_loss < self.best_loss:
             self.best_loss, self.best_epoch, self.stale = validation_loss, self.epoch, 0
-            self.best = self._weights()
+            self.best = role_weights(self.role)
         else:
             self.stale += 1
         return {
@@ -274,18 +274,8 @@ class RewardTrainer:
 
     # ---- state -------------------------------------------------------------------------------------------
 
-    def _weights(self) -> dict[str, Tensor]:
-        assert self.role.head is not None
-        return {**role_tensors(self.role), "head": self.role.head.weight.detach().cpu().clone()}
-
-    def _set_weights(self, weights: dict[str, Tensor]) -> None:
-        weights = dict(weights)
-        assert self.role.head is not None
-        self.role.head.weight.data.copy_(weights.pop("head"))
-        load_role_tensors(self.role, weights, "checkpoint")
-
     def restore_best(self) -> None:
-        self._set_weights(self.best)
+        load_role_weights(self.role, self.best, "best epoch")
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -294,7 +284,7 @@ class RewardTrainer:
             "best_epoch": self.best_epoch,
             "best_loss": self.best_loss,
             "best": self.best,
-            "weights": self._weights(),
+            "weights": role_weights(self.role),
             # A copy: the optimizer goes on changing its own tensors in place.
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "schedule": {"last_epoch": self.schedule.last_epoch},
@@ -303,6 +293,6 @@ class RewardTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self.stale = state["epoch"], state["stale"]
         self.best_epoch, self.best_loss, self.best = state["best_epoch"], state["best_loss"], state["best"]
-        self._set_weights(state["weights"])
+        load_role_weights(self.role, state["weights"], "checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]

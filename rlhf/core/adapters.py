@@ -54,6 +54,23 @@ def load_role_tensors(role: Role, tensors: dict[str, Tensor], where: str) -> Non
     set_peft_model_state_dict(role.model, tensors)
 
 
+def role_weights(role: Role) -> dict[str, Tensor]:
+    """Copies of all that is trained in a role: `role_tensors` and, where there is a head, its weight as "head"."""
+    weights = role_tensors(role)
+    return weights if role.head is None else weights | {"head": role.head.weight.detach().cpu().clone()}
+
+
+def load_role_weights(role: Role, weights: dict[str, Tensor], where: str) -> None:
+    """Put back what `role_weights` gave. Raises CheckpointError where it does not fit."""
+    weights = dict(weights)
+    if role.head is not None:
+        head = weights.pop("head", None)
+        if head is None or head.shape != role.head.weight.shape:
+            raise CheckpointError(f"{where}: holds no head of the shape {tuple(role.head.weight.shape)}")
+        role.head.weight.data.copy_(head)
+    load_role_tensors(role, weights, where)
+
+
 def save_policy(role: Role, folder: Path, backbone: Backbone) -> None:
     """A causal adapter, and its value head beside it where it has one."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from reward.score import RewardScorer
-from rlhf.core.adapters import load_role_tensors, role_tensors, save_policy
+from rlhf.core.adapters import load_role_weights, role_weights, save_policy
 from rlhf.core.backbone import Backbone
 from rlhf.core.callables import is_callable_spec
 from rlhf.core.checkpoint import StateCheckpoints
@@ -247,7 +247,7 @@ class PPOTrainer:
         write_jsonl(record.path / "samples" / f"iteration-{self.iteration:06d}.jsonl", rows)
         if result.objective > self.best_objective:
             self.best_objective, self.best_iteration = result.objective, self.iteration
-            self.best = role_tensors(self.backbone.roles[POLICY])
+            self.best = role_weights(self.backbone.roles[POLICY])
         return result
 
     # ---- state -------------------------------------------------------------------------------------------
@@ -257,18 +257,13 @@ class PPOTrainer:
         if self.best is None:
             self.best_iteration = self.iteration
         else:
-            load_role_tensors(self.backbone.roles[POLICY], self.best, "best policy")
+            load_role_weights(self.backbone.roles[POLICY], self.best, "best policy")
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of everything that changes, as tensors and numbers."""
         return {
             "iteration": self.iteration,
-            "roles": {role.name: role_tensors(role) for role in self.roles},
-            "heads": {
-                role.name: role.head.weight.detach().cpu().clone()
-                for role in self.roles
-                if role.head is not None
-            },
+            "roles": {role.name: role_weights(role) for role in self.roles},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "schedule": self.schedule.last_epoch,
             "kl": self.kl.state(),
@@ -281,9 +276,7 @@ class PPOTrainer:
         if set(state["roles"]) != {role.name for role in self.roles}:
             raise CheckpointError(f"checkpoint holds the roles {sorted(state['roles'])}")
         for role in self.roles:
-            load_role_tensors(role, state["roles"][role.name], "checkpoint")
-            if role.head is not None:
-                role.head.weight.data.copy_(state["heads"][role.name])
+            load_role_weights(role, state["roles"][role.name], "checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]
         self.kl.load_state(state["kl"])

@@ -89,7 +89,7 @@ def test_the_loop_on_a_story_model(shared_data: Path, tmp_path: Path) -> None:
         *answers,
     )
     rate(root, root / "judge.py")
-    rlhf("export", "--project", "stories", "--out", str(root / "snapshots" / "one"))
+    rlhf("export", *project, "--out", str(root / "snapshots" / "one"))
     rlhf(
         "reward",
         "--backbone",

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import rlhf.ppo.train as ppo_train
 import rlhf.ppo.update as ppo_update
-from rlhf.core.adapters import load_adapter
+from rlhf.core.adapters import load_adapter, role_tensors
 from rlhf.core.backbone import Backbone
 from rlhf.core.checkpoint import checkpoints, load_state
 from rlhf.core.errors import BusyError, ConfigError, DataError, GuardStop, Stopped
@@ -65,6 +65,12 @@ def assert_same_run(one: Path, two: Path) -> None:
     states = [load_state(checkpoints(out / "checkpoints")[-1]) for out in (one, two)]
     assert states[0]["iteration"] == 4
     assert equal(*states)
+
+
+def saved_weights(out: Path) -> dict[str, torch.Tensor]:
+    """The adapter's tensors and the value head that belongs to them."""
+    head = load_file(out / "adapter" / "value_head.safetensors")["weight"]
+    return load_file(out / "adapter" / "adapter_model.safetensors") | {"head": head}
 
 
 def at(monkeypatch: pytest.MonkeyPatch, call: int | None, action: str = "terminate") -> None:
@@ -257,7 +263,7 @@ def test_the_best_evaluated_policy_is_kept(ppo_launch: Launch, ppo_config: MakeC
     evaluated = {row["step"]: row["eval_score"] for row in rows if "eval_score" in row}
     assert evaluated == {0: 0.0, 2: 1.0, 4: -1.0}
     assert read_manifest(out).metrics["best_iteration"] == 2
-    saved = load_file(out / "adapter" / "adapter_model.safetensors")
+    saved = saved_weights(out)
     states = [load_state(folder) for folder in checkpoints(out / "checkpoints")]
     assert [state["iteration"] for state in states] == [2, 4]
     assert equal(saved, states[0]["roles"]["policy"])
@@ -272,7 +278,7 @@ def test_without_held_out_prompts_the_last_policy_is_the_result(
     assert out is not None
     assert read_manifest(out).metrics["best_iteration"] == 2
     state = load_state(checkpoints(out / "checkpoints")[-1])
-    assert equal(load_file(out / "adapter" / "adapter_model.safetensors"), state["roles"]["policy"])
+    assert equal(saved_weights(out), state["roles"]["policy"])
     assert not (out / "samples").exists()
 
 
@@ -311,7 +317,7 @@ def test_ppo_raises_a_simple_reward_and_the_saved_policy_shows_it(
     )
     role = load_adapter(backbone, "policy", out / "adapter", base_name="models/base", scalar_head=False)
     state = load_state(checkpoints(out / "checkpoints")[-1])
-    assert equal(dict(ppo_train.role_tensors(role)), state["roles"]["policy"])
+    assert equal(role_tensors(role), {k: v for k, v in state["roles"]["policy"].items() if k != "head"})
 
 
 def test_dry_run_checks_and_writes_nothing(

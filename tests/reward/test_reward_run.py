@@ -307,12 +307,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., 
     return root
 
 
-def score(root: Path, force: bool = False, **changes: Any) -> list[dict[str, Any]]:
+def score(
+    root: Path, out: Path | None = None, *, force: bool = False, **changes: Any
+) -> list[dict[str, Any]]:
     settings: dict[str, Any] = {"file": "rows.jsonl", "reward": "runs/reward", "model": {"device": "cpu"}}
-    config = ScoreConfig(**settings | changes)
-    score_run(config, Launch(workspace=root, db="", force=force))
-    target = Path(config.output) if config.output else root / "rows.scored.jsonl"
-    return [json.loads(line) for line in target.read_text().splitlines()]
+    score_run(ScoreConfig(**settings | changes), Launch(workspace=root, db="", out=out, force=force))
+    return [json.loads(line) for line in (out or root / "rows.scored.jsonl").read_text().splitlines()]
 
 
 def test_scores_of_a_file(trained: Path) -> None:
@@ -334,22 +334,23 @@ def test_scores_of_a_file(trained: Path) -> None:
     with pytest.raises(ConfigError, match=r"rows\.scored\.jsonl: exists already"):
         score(trained)
     assert len(score(trained, force=True)) == 3
+    assert score(trained, trained / "elsewhere.jsonl") == rows
 
 
 def test_score_names_what_is_wrong(trained: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     write_rows(bad, [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "x" * 400}])
     with pytest.raises(DataError, match=r"bad\.jsonl:2: prompt .* more than the model's context of 128"):
-        score(trained, file=str(bad), output=str(tmp_path / "out.jsonl"))
+        score(trained, tmp_path / "out.jsonl", file=str(bad))
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(DataError, match="nothing: no such file"):
-        score(trained, reward="nothing", output=str(tmp_path / "out.jsonl"))
+        score(trained, tmp_path / "out.jsonl", reward="nothing")
     scale = trained / "runs/reward/adapter/reward.json"
     good = scale.read_text()
     try:
         for text in ("{", "[]", '{"mean": 0, "std": 0, "temperature": 1}', '{"mean": 0}'):
             scale.write_text(text)
             with pytest.raises(CheckpointError, match=r"reward\.json: cannot be used"):
-                score(trained, output=str(tmp_path / "out.jsonl"))
+                score(trained, tmp_path / "out.jsonl")
     finally:
         scale.write_text(good)
