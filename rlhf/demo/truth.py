@@ -56,8 +56,8 @@ def _reward_scores(rows: list[Preference], reward: Path, folder: Path, launch: L
     asked, answered = folder / "heldout_completions.jsonl", folder / "heldout_completions.scored.jsonl"
     write_jsonl(asked, texts.values())
     score_file(
-        ScoreConfig(file=str(asked), reward=str(reward), output=str(answered)),
-        Launch(workspace=launch.workspace, db=launch.db, force=True),
+        ScoreConfig(file=str(asked), reward=str(reward)),
+        Launch(workspace=launch.workspace, db=launch.db, out=answered, force=True),
     )
     return {key: row["score"] for key, (_, row) in zip(texts, read_rows(answered), strict=True)}
 

@@ -72,7 +72,7 @@ def test_the_loop_on_a_story_model(shared_data: Path, tmp_path: Path) -> None:
     def rlhf(command: str, *options: str) -> None:
         assert main([command, "--workspace", str(root), *options]) == 0, command
 
-    model = ["--model.device", "cpu"]
+    model, project = ["--model.device", "cpu"], ["--project", "stories"]
     answers = [*model, "--sampling.max-completion-tokens", "40"]
     base = str(shared_data / "models" / "stories260K")
     rlhf("sft", "--base", base, "--data", "demonstrations.jsonl", "--num-epochs", "1", *model)
@@ -82,8 +82,7 @@ def test_the_loop_on_a_story_model(shared_data: Path, tmp_path: Path) -> None:
         "runs/sft",
         "--prompts",
         "rate.jsonl",
-        "--project",
-        "stories",
+        *project,
         "--overlap",
         "2",
         *answers,
