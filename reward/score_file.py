@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ConfigDict
+
 from reward.config import ScoreConfig
 from reward.score import RewardScorer, text_row
-from rlhf.core.adapters import read_adapter_config
+from rlhf.core.adapters import base_path
 from rlhf.core.backbone import Backbone
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.files import read_numbered, write_jsonl
@@ -18,7 +20,9 @@ from rlhf.core.sequences import Sequences
 
 
 class ScoredRow(Record):
-    """A prompt (text or messages) with one completion."""
+    """A prompt (text or messages) with one completion. Other columns are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
     prompt: str | tuple[dict[str, str], ...]
     completion: str
@@ -31,10 +35,9 @@ def run(config: ScoreConfig, launch: Launch) -> None:
     target = launch.out or source.with_suffix(".scored.jsonl")
     if target.exists() and not launch.force:
         raise ConfigError(f"{target}: exists already; choose another --out, or --force to replace it")
-    base = config.backbone or read_adapter_config(folder)["base_model_name_or_path"]
-    backbone_path = find_model(base, launch)
+    backbone_path = find_model(config.backbone, launch) if config.backbone else base_path(folder, launch)
     backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    scorer = RewardScorer.attach(backbone, folder, base_name=None if config.backbone else base)
+    scorer = RewardScorer.attach(backbone, folder)
 
     rows, given = [], []
     for line, row in read_numbered(source, ScoredRow):

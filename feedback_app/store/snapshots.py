@@ -30,6 +30,7 @@ from feedback_app.store.schema import projects, rubrics, snapshot_members, snaps
 from rlhf.core.errors import ConfigError, DataError, StoreError
 from rlhf.core.files import to_json, write_json
 from rlhf.core.records import Judgement, Split, content_id
+from rlhf.core.splits import split_of
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FORMAT = 1
@@ -67,15 +68,6 @@ class SnapshotManifest(BaseModel):
     simulated: bool
     num_simulated: int
     rubric_versions: list[int]
-
-
-def split_of(group_id: str, seed: int, fractions: tuple[float, float, float]) -> Split:
-    """The split of a prompt group: a hash of (seed, group) as a number in [0, 1) against the fractions."""
-    digest = hashlib.sha256(f"{seed}|{group_id}".encode("utf-8", "surrogatepass")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    if place < fractions[0]:
-        return "train"
-    return "validation" if place < fractions[0] + fractions[1] else "test"
 
 
 def export_snapshot(

@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.chat import first_line
 from rlhf.core.errors import CheckpointError, ModelError
+from rlhf.core.run import Launch
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -158,6 +159,18 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         if value and (key == "auto_mapping" or key.startswith("megatron_config")):
             raise CheckpointError(f"{path}: {key} is not accepted; expected a plain LoRA configuration")
     return settings
+
+
+def base_path(folder: Path, launch: Launch) -> str:
+    """Where the base that an adapter names is: a path in the workspace first, as it was written, else a hub id.
+
+    Raises CheckpointError when the adapter names none.
+    """
+    base = read_adapter_config(folder).get("base_model_name_or_path")
+    if not base:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: names no base model")
+    local = launch.workspace / base
+    return str(local) if local.exists() else base
 
 
 def load_adapter(

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rlhf.core.chat import ChatCodec, first_line
@@ -163,6 +164,8 @@ class Backbone:
             lora_dropout=lora.dropout,
             # Full names: `layers_to_transform` does not go together with "all-linear".
             target_modules=linear_names(self.model, self.decoder, first),
+            # GPT-2's linear modules hold their weight transposed.
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.decoder.modules()),
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.name,
         )

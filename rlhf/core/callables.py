@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ def load_callable(spec: str) -> Callable[..., Any]:
             module = importlib.util.module_from_spec(location)
             location.loader.exec_module(module)
         else:
+            # `python -m` looks in the current directory; the installed command would not.
+            if os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())
             module = importlib.import_module(module_name)
     except ConfigError:
         raise

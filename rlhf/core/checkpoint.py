@@ -27,12 +27,20 @@ STATE_FILE = "state.pt"
 def commit_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, keep: int = 2) -> Path:
     """Write a checkpoint through `write(folder)` and commit it as root/step-NNNNNNNN; keep the newest `keep`.
 
-    An existing checkpoint of the same step is replaced only once the new one is complete.
+    A valid checkpoint of the same step is kept as it is: a replayed step gives the same state, and replacing
+    it would open a moment in which there is none.
     """
     root.mkdir(parents=True, exist_ok=True)
+    for leftover in root.glob(".*-[0-9]*"):  # what a kill in an earlier commit or rotation left behind
+        shutil.rmtree(leftover, ignore_errors=True)
     final = root / f"step-{step:08d}"
+    if final.exists():
+        try:
+            verify_checkpoint(final)
+            return final
+        except CheckpointError:
+            os.rename(final, root / f".old-{step:08d}")
     partial = root / f".partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write(partial)
     files = {}
@@ -43,19 +51,11 @@ def commit_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, k
     manifest.write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n", encoding="utf-8")
     _fsync(manifest)
     _fsync(partial)
-    if final.exists():
-        old = root / f".old-{step:08d}"
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-        os.rename(partial, final)
-        shutil.rmtree(old)
-    else:
-        os.rename(partial, final)
+    os.rename(partial, final)
     _fsync(root)
     for path in checkpoints(root)[:-keep]:
         # Renamed first: a kill in the middle of the removal must not leave half a checkpoint under its name.
         doomed = root / f".old-{path.name.removeprefix('step-')}"
-        shutil.rmtree(doomed, ignore_errors=True)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
     return final

@@ -91,7 +91,7 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
             return
         answers = [answer(generator, prompts, config) for generator in (baseline, candidate)]
         figures = compare_answers(prompts, answers[0], answers[1], compare, config, record.path)
-        figures |= divergence(candidate, baseline, answers[1], config)
+        figures |= divergence(prompts, candidate, baseline, answers[1], config)
         figures |= {"judge": judge_text, "candidate": candidate.model_id, "baseline": baseline.model_id}
         write_json(record.path / "evaluation.json", figures)
         record.finish(figures)
@@ -230,7 +230,11 @@ def compare_answers(
 
 
 def divergence(
-    candidate: Generator, baseline: Generator, answers: Answers, config: EvaluateConfig
+    prompts: Sequence[Prompt],
+    candidate: Generator,
+    baseline: Generator,
+    answers: Answers,
+    config: EvaluateConfig,
 ) -> dict[str, float | None]:
     """KL(candidate || reference) in nats per completion, from the candidate's own samples, with its interval.
 
@@ -244,7 +248,10 @@ def divergence(
     own = _logprobs(candidate.backbone, candidate.role, answers, config)
     under_reference = _logprobs(reference, REFERENCE, answers, config)
     kl = bootstrap_mean(
-        [k1(a, b).sum().item() for a, b in zip(own, under_reference, strict=True)], seed=config.seed
+        [k1(a, b).sum().item() for a, b in zip(own, under_reference, strict=True)],
+        groups=[prompt.group_id for prompt in prompts],
+        num_resamples=config.num_resamples,
+        seed=config.seed,
     )
     return {"kl": kl.mean, "kl_low": kl.low, "kl_high": kl.high}
 

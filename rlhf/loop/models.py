@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reward.score import RewardScorer
-from rlhf.core.adapters import CONFIG_FILE, load_adapter, read_adapter_config
+from rlhf.core.adapters import base_path, load_adapter
 from rlhf.core.backbone import REFERENCE, Backbone
-from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.errors import DataError
 from rlhf.core.inputs import find_adapter, find_model, model_name
 from rlhf.core.run import Launch, content_sha256
 from rlhf.core.settings import ModelSettings
@@ -66,11 +66,7 @@ class ModelPool:
         return RewardScorer.attach(backbone, folder, base_name=backbone.name, name=name)
 
     def _base_of(self, adapter: Path) -> Backbone:
-        base = read_adapter_config(adapter).get("base_model_name_or_path")
-        if not base:
-            raise ConfigError(f"{adapter / CONFIG_FILE}: names no base model")
-        local = self._launch.workspace / base
-        return self.backbone(str(local) if local.exists() else base)
+        return self.backbone(base_path(adapter, self._launch))
 
     def _adapter_folder(self, text: str) -> Path | None:
         try:

@@ -134,6 +134,8 @@ def train(
             raise
     trainer.restore_best()
     save_policy(trainer.backbone.roles[POLICY], record.path / "adapter", trainer.backbone)
+    if VALUE in trainer.backbone.roles:
+        save_policy(trainer.backbone.roles[VALUE], record.path / "value", trainer.backbone)
     final = read_metrics(record.path / METRICS)[-1]
     record.finish(final | {"best_iteration": trainer.best_iteration})
     print(f"ppo: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}")
@@ -278,6 +280,8 @@ class PPOTrainer:
         for role in self.roles:
             load_role_weights(role, state["roles"][role.name], "checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
+        # Sums over another number of threads round differently: the same bits need the same number.
+        torch.set_num_threads(state["threads"])
         self.schedule.last_epoch = state["schedule"]
         self.kl.load_state(state["kl"])
         self.iteration = state["iteration"]

@@ -32,14 +32,16 @@ TARGETS = {
 
 def table(reports: dict[int, dict[str, Any]]) -> str:
     """One line a seed, and one a target with the seeds that miss it."""
-    lines = ["seed  gold before -> after  win rate [95 %]          KL    distinct-2  reward / raters  seconds"]
+    lines = [
+        "seed  gold before -> after  win rate [95 %]          KL    distinct-2  reward / raters  seconds"
+    ]
     for seed, report in reports.items():
-        e = report["evaluate"]
+        e, reward, raters = report["evaluate"], report["reward"], report["raters"]
         lines.append(
             f"{seed:4d}  {e['gold_before']:.3f} -> {e['gold_after']:.3f}"
             f"        {e['win_rate']:.3f} [{e['win_rate_low']:.3f}, {e['win_rate_high']:.3f}]"
             f"  {e['kl']:5.2f}  {e['distinct_2_ratio']:.2f}"
-            f"        {report['reward']['accuracy_against_truth']:.3f} / {report['raters']['accuracy_against_truth']:.3f}"
+            f"        {reward['accuracy_against_truth']:.3f} / {raters['accuracy_against_truth']:.3f}"
             f"    {sum(report['seconds'].values()):.0f}"
         )
     for name, met in TARGETS.items():
@@ -49,7 +51,9 @@ def table(reports: dict[int, dict[str, Any]]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--workspace", type=Path, default=None, help="kept; default a temporary folder")
     options = parser.parse_args(argv)

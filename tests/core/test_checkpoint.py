@@ -106,9 +106,22 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000030"]  # no litter
 
 
-def test_the_same_step_again_replaces_it(two: tuple[Path, Path, Path]) -> None:
+def write_new(folder: Path) -> None:
+    (folder / "state.pt").write_text("new")
+
+
+def test_a_valid_checkpoint_of_the_same_step_is_kept(two: tuple[Path, Path, Path]) -> None:
+    """Replacing it would open a moment without any; a replayed step has the same state anyway."""
     root, _, newer = two
-    commit_checkpoint(root, 12, lambda folder: (folder / "state.pt").write_text("new"))  # type: ignore[func-returns-value]
+    before = sorted((p.name, p.stat().st_ino) for p in newer.iterdir())
+    assert commit_checkpoint(root, 12, write_new) == newer
+    assert sorted((p.name, p.stat().st_ino) for p in newer.iterdir()) == before
+
+
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(two: tuple[Path, Path, Path]) -> None:
+    root, _, newer = two
+    (newer / "state.pt").write_text("damage")
+    commit_checkpoint(root, 12, write_new)
     verify_checkpoint(newer)
     assert [p.name for p in newer.iterdir() if p.name != MANIFEST] == ["state.pt"]
 
@@ -120,9 +133,9 @@ def test_a_write_that_fails_leaves_what_was_there(two: tuple[Path, Path, Path]) 
         (folder / "half").write_text("x")
         raise OSError("disk full")
 
-    for step in (12, 13):
+    for _ in range(2):
         with pytest.raises(OSError, match="disk full"):
-            commit_checkpoint(root, step, fails)
+            commit_checkpoint(root, 13, fails)
     assert newest_valid(root, warn=pytest.fail) == newer
     commit_checkpoint(root, 13, write)  # the half-written one is not in the way
     verify_checkpoint(root / "step-00000013")
