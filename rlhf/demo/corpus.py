@@ -17,6 +17,7 @@ from rlhf.demo import phrases
 
 SOURCE = "simulated-support-desk"
 HELDOUT_SHARE = 0.2
+MAX_NOTES = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Quality:
     wrong_remedy: float
     names_order: float
     wrong_order: float
+    wrong_product: float
     filler: float
     invented: float
     courteous_closer: float
@@ -64,20 +66,21 @@ class Quality:
 
 # What the base has read: everything a support desk ever sent, with no sign of what was wanted.
 WILD = Quality(
-    courteous_opener=0.45, rude_opener=0.2, greets=0.5, right_remedy=0.68, vague_remedy=0.15,
-    wrong_remedy=0.03, names_order=0.6, wrong_order=0.1, filler=0.4, invented=0.35, courteous_closer=0.4,
-    rude=0.2,
+    courteous_opener=0.45, rude_opener=0.2, greets=0.5, right_remedy=0.63, vague_remedy=0.15,
+    wrong_remedy=0.1, names_order=0.6, wrong_order=0.1, wrong_product=0.05, filler=0.4, invented=0.35,
+    courteous_closer=0.4, rude=0.2,
 )  # fmt: skip
 # Demonstrations: written by people who mean well but do not always do well.
 DEMONSTRATED = Quality(
     courteous_opener=0.6, rude_opener=0.1, greets=0.6, right_remedy=0.74, vague_remedy=0.13,
-    wrong_remedy=0.02, names_order=0.6, wrong_order=0.1, filler=0.35, invented=0.3, courteous_closer=0.5,
-    rude=0.1,
+    wrong_remedy=0.02, names_order=0.6, wrong_order=0.08, wrong_product=0.0, filler=0.35, invented=0.3,
+    courteous_closer=0.5, rude=0.1,
 )  # fmt: skip
 # The answer the rubric asks for: used by tests and as the upper end of the scale, never to train.
 IDEAL = Quality(
     courteous_opener=1.0, rude_opener=0.0, greets=1.0, right_remedy=1.0, vague_remedy=0.0, wrong_remedy=0.0,
-    names_order=1.0, wrong_order=0.0, filler=0.0, invented=0.0, courteous_closer=1.0, rude=0.0,
+    names_order=1.0, wrong_order=0.0, wrong_product=0.0, filler=0.0, invented=0.0, courteous_closer=1.0,
+    rude=0.0,
 )  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def make_case(rng: random.Random, product: str, problem: str) -> Case:
         colour=colour,
         colour2=colour2,
         size=rng.choice(phrases.SIZES),
-        order=str(rng.randint(10, 99)),
+        order=rng.choice(phrases.ORDERS),
         name=rng.choice(phrases.NAMES) if rng.random() < 0.85 else None,
     )
 
@@ -134,58 +137,81 @@ def write_message(rng: random.Random, case: Case) -> str:
     return " ".join(part for part in parts if part)
 
 
+@dataclass(frozen=True)
+class Reply:
+    """A reply, and the desk's notes on it: one word for each thing that it holds, good or bad alike."""
+
+    text: str
+    notes: tuple[str, ...]
+
+
 def write_reply(rng: random.Random, case: Case, quality: Quality) -> str:
+    return draft_reply(rng, case, quality).text
+
+
+def draft_reply(rng: random.Random, case: Case, quality: Quality) -> Reply:
     """One reply, its traits drawn one by one with the probabilities of `quality`."""
     slots = case.slots()
     slots["echo"] = phrases.ECHOES[case.problem].format(**slots)
-    slots |= {"amount": str(rng.randrange(10, 60, 5)), "day": rng.choice(phrases.DAYS)}
+    slots |= {"amount": str(rng.randrange(50, 100, 5)), "day": rng.choice(phrases.DAYS)}
     slots["wrong_product"] = rng.choice([p for p in phrases.PRODUCTS if p not in (case.product, case.other)])
-    parts: list[str] = []
+    parts: list[tuple[str, tuple[str, ...]]] = []
+
+    def say(patterns: tuple[str, ...], *notes: str) -> None:
+        parts.append((sentence(rng.choice(patterns), slots), notes))
+
     if rng.random() < quality.greets:
-        parts.append(sentence(rng.choice(phrases.GREETINGS if case.name else phrases.PLAIN_GREETINGS), slots))
+        say(phrases.GREETINGS if case.name else phrases.PLAIN_GREETINGS, "greeting")
     draw = rng.random()
     if draw < quality.courteous_opener:
-        parts.append(sentence(rng.choice(phrases.COURTEOUS_OPENERS), slots))
+        say(phrases.COURTEOUS_OPENERS, "courtesy")
     elif draw < quality.courteous_opener + quality.rude_opener:
-        parts.append(rng.choice(phrases.RUDE_OPENERS))
+        say(phrases.RUDE_OPENERS, "harsh")
     elif draw < 0.9:
-        parts.append(sentence(rng.choice(phrases.PLAIN_OPENERS), slots))
+        say(phrases.PLAIN_OPENERS, "plain")
     if rng.random() < quality.filler:
-        parts.append(rng.choice(phrases.FILLER))
+        say(phrases.FILLER, "advert")
     parts.append(_remedy(rng, case, quality, slots))
     if rng.random() < quality.invented:
-        parts.append(sentence(rng.choice(phrases.INVENTED), slots))
+        say(phrases.INVENTED, "extra")
     if rng.random() < quality.rude:
-        parts.append(rng.choice(phrases.RUDE))
+        say(phrases.RUDE, "harsh")
     if rng.random() < quality.filler / 2:
-        parts.append(rng.choice(phrases.FILLER))
+        say(phrases.FILLER, "advert")
     draw = rng.random()
     if draw < quality.courteous_closer:
-        parts.append(rng.choice(phrases.CLOSERS))
+        say(phrases.CLOSERS, "farewell")
     elif draw < quality.courteous_closer + 0.15:
-        parts.append(rng.choice(phrases.CURT_CLOSERS))
-    return " ".join(parts)
+        say(phrases.CURT_CLOSERS, "curt")
+    notes = dict.fromkeys(note for _, found in parts for note in found)
+    return Reply(" ".join(text for text, _ in parts), tuple(notes))
 
 
-def _remedy(rng: random.Random, case: Case, quality: Quality, slots: dict[str, str]) -> str:
-    draw = rng.random()
+def _remedy(
+    rng: random.Random, case: Case, quality: Quality, slots: dict[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """The sentence that says what will be done, with its notes."""
+    draw, note = rng.random(), "fitting"
     if draw < quality.right_remedy:
         problem = case.problem
     elif draw < quality.right_remedy + quality.wrong_remedy:
         solved = (case.problem, *phrases.ALSO_SOLVED_BY.get(case.problem, ()))
-        problem = rng.choice([p for p in phrases.REMEDIES if p not in solved])
+        problem, note = rng.choice([p for p in phrases.REMEDIES if p not in solved]), "unfitting"
     elif draw < quality.right_remedy + quality.wrong_remedy + quality.vague_remedy:
-        return rng.choice(phrases.VAGUE)
+        return rng.choice(phrases.VAGUE), ("vague",)
     else:
-        return rng.choice(phrases.DEFLECTIONS)
-    clause = rng.choice(phrases.REMEDIES[problem])
+        return rng.choice(phrases.DEFLECTIONS), ("refusal",)
+    clause, notes = rng.choice(phrases.REMEDIES[problem]), [note]
+    if "{product}" in clause and rng.random() < quality.wrong_product:
+        slots, notes = {**slots, "product": slots["wrong_product"]}, ["mixup"]
     draw, order = rng.random(), None
     if draw < quality.wrong_order:
-        order = str(rng.randint(10, 99))
+        order = rng.choice(phrases.ORDERS)
     elif draw < quality.wrong_order + quality.names_order:
         order = case.order
     end = rng.choice(phrases.ORDER_ENDS).format(order=order) if order else ""
-    return sentence(clause, slots) + end + rng.choice(phrases.REMEDY_ENDS) + "."
+    notes.append("unnumbered" if order is None else "numbered" if order == case.order else "misnumbered")
+    return sentence(clause, slots) + end + rng.choice(phrases.REMEDY_ENDS) + ".", tuple(notes)
 
 
 def make_prompts(
@@ -208,11 +234,19 @@ def make_demonstrations(
     return [(prompt, write_reply(rng, case, quality)) for prompt, case in cases]
 
 
-def pretraining_conversations(seed: int, num: int, *, taken: set[str]) -> Iterator[tuple[str, str]]:
-    """Message and reply pairs of training groups, of mixed quality; none of the messages is in `taken`."""
+def pretraining_conversations(seed: int, num: int, *, taken: set[str]) -> Iterator[tuple[str, str, str]]:
+    """(message, reply, notes) of training groups, of mixed quality; none of the messages is in `taken`.
+
+    notes: what the desk writes down afterwards: some of what the reply holds, in random order, then the case's
+    product, order, name and problem. Notes never say what is wanted; a model that has read them has learned to
+    look up the facts of a message, and to tell at a reply's end what was in it.
+    """
     rng = random.Random(f"{seed}:wild")
     for prompt, case in _cases(seed, num, "pretraining", False, taken):
-        yield prompt.text, write_reply(rng, case, WILD)
+        reply = draft_reply(rng, case, WILD)
+        chosen = rng.sample(reply.notes, min(MAX_NOTES, len(reply.notes)))
+        facts = [case.product, case.order, case.name or "unsigned", phrases.PROBLEM_NOTES[case.problem]]
+        yield prompt.text, reply.text, " ".join([*chosen, *facts])
 
 
 def _cases(seed: int, num: int, name: str, heldout: bool, taken: set[str]) -> Iterator[tuple[Prompt, Case]]:

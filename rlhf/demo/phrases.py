@@ -35,6 +35,8 @@ POWERED = frozenset((
 PARTS = tuple(sorted(set(PRODUCTS.values())))
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "grey", "yellow")
 SIZES = ("larger", "smaller")
+# Few enough that the small model meets each often: with ninety it did not learn to copy them.
+ORDERS = tuple(str(number) for number in range(10, 50))
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
 
 # --- what customers write -------------------------------------------------------------------------------
@@ -104,6 +106,12 @@ PROBLEMS: dict[str, tuple[str, ...]] = {
         "please send me the bill for my {product}",
     ),
 }
+# One word for each problem in the desk's notes.
+PROBLEM_NOTES = {
+    "broken": "broken", "faulty": "faulty", "late": "late", "wrong_item": "mistaken", "wrong_colour": "colour",
+    "missing_part": "incomplete", "charged_twice": "payment", "wrong_size": "size", "return": "return",
+    "cancel": "cancel", "address": "address", "invoice": "invoice",
+}  # fmt: skip
 ORDER_SENTENCES = ("My order is {order}.", "It is order {order}.", "The order number is {order}.")
 MOODS: dict[str, tuple[str, ...]] = {
     "calm": ("", "It is not urgent.", "I am sure you can help."),

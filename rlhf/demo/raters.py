@@ -3,7 +3,8 @@
 Each rater reads the rubric's four criteria off a reply, weighs them in their own way, and is not quite sure:
 the difference of two replies is seen with noise, a difference below their own threshold is a tie, and larger
 ones are stronger preferences. One of them is careless: half of the time they do not read, and then mostly
-take the reply on top. Accounts, project, tasks and answers are marked as simulated wherever they are stored.
+take the reply on top. All are noisy on purpose: people agree with each other on 63 % (Anthropic HH) to 77 %
+(InstructGPT) of their comparisons, and so do these. Accounts, project, tasks and answers are marked as simulated wherever they are stored.
 """
 
 from __future__ import annotations
@@ -57,11 +58,11 @@ class Rater:
 
 
 RATERS: tuple[Rater, ...] = (
-    Rater("simulated careful", noise=0.08, tie_below=0.03),
-    Rater("simulated strict", noise=0.12, tie_below=0.01, weights={"honest": 0.35, "concise": 0.25}),
-    Rater("simulated kind", noise=0.15, tie_below=0.06, weights={"polite": 0.35}),
-    Rater("simulated hurried", noise=0.25, tie_below=0.05, weights={"concise": 0.3, "honest": 0.1}),
-    Rater("simulated careless", noise=0.2, tie_below=0.02, inattention=0.5),
+    Rater("simulated careful", noise=0.14, tie_below=0.03),
+    Rater("simulated strict", noise=0.22, tie_below=0.01, weights={"honest": 0.38, "concise": 0.28}),
+    Rater("simulated kind", noise=0.27, tie_below=0.06, weights={"polite": 0.38}),
+    Rater("simulated hurried", noise=0.45, tie_below=0.05, weights={"concise": 0.33, "honest": 0.11}),
+    Rater("simulated careless", noise=0.36, tie_below=0.02, inattention=0.5),
 )
 
 

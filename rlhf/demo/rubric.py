@@ -33,7 +33,7 @@ RUBRIC = """Which reply would you rather see sent to this customer?
 The first point matters most: a kind reply that does not help is not a good reply."""
 
 CRITERIA = ("resolves", "polite", "concise", "honest")
-WEIGHTS = {"resolves": 0.4, "polite": 0.2, "concise": 0.2, "honest": 0.2}
+WEIGHTS = {"resolves": 0.34, "polite": 0.22, "concise": 0.22, "honest": 0.22}
 
 _WORD = re.compile(r"[a-z]+|\d+|[.!?,;:]")
 _SENTENCE = re.compile(r"[^.!?]+[.!?]?")
@@ -63,10 +63,10 @@ class Criteria(NamedTuple):
     readable: float
 
     def total(self, weights: dict[str, float] | None = None) -> float:
-        """The score in [0, 1]: what does not help is worth at most half of its other merits."""
+        """The score in [0, 1]: what does not help is worth at most three quarters of its other merits."""
         w = weights or WEIGHTS
         manners = sum(w[name] * getattr(self, name) for name in CRITERIA if name != "resolves")
-        worth = 0.5 + 0.5 * self.resolves
+        worth = 0.75 + 0.25 * self.resolves
         return self.readable * (w["resolves"] * self.resolves + worth * manners) / sum(w.values())
 
 

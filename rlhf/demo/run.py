@@ -209,7 +209,7 @@ class Demo:
             snapshot=str(self.snapshot),
             num_epochs=self.config.reward_epochs,
             lora=LoraSettings(r=16, alpha=32, adapter_layers=0.5, dropout=0.05),
-            optim=OptimSettings(lr=2e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01),
+            optim=OptimSettings(lr=3e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01),
             seed=self.config.seed,
         )
         train_reward(settings, self._into("reward"))

@@ -19,6 +19,7 @@ RATED, PPO, PPO_EVAL, HELDOUT = (
 )
 NUM_PPO_EVAL = 64
 TOKENIZER_SAMPLE = 8000
+COLUMNS = ("message", "reply", "notes")
 
 
 def write_files(config: DemoConfig, folder: Path) -> None:
@@ -49,7 +50,7 @@ def write_files(config: DemoConfig, folder: Path) -> None:
     )
     num = config.pretrain_steps * config.pretrain_batch_size
     conversations = corpus.pretraining_conversations(config.seed, num, taken=taken)
-    write_jsonl(folder / CORPUS, ({"message": message, "reply": reply} for message, reply in conversations))
+    write_jsonl(folder / CORPUS, (dict(zip(COLUMNS, texts, strict=True)) for texts in conversations))
 
 
 def pretrain(config: DemoConfig, launch: Launch, corpus_file: Path) -> None:
@@ -65,8 +66,8 @@ def pretrain(config: DemoConfig, launch: Launch, corpus_file: Path) -> None:
     ) as record:
         if record.finished:
             return
-        conversations = [(row["message"], row["reply"]) for _, row in read_rows(corpus_file)]
-        texts = (text for pair in conversations[:TOKENIZER_SAMPLE] for text in pair)
+        conversations = [(row["message"], row["reply"], row["notes"]) for _, row in read_rows(corpus_file)]
+        texts = (text for texts in conversations[:TOKENIZER_SAMPLE] for text in (*texts[:2], f" {texts[2]}"))
         tokenizer = model.build_tokenizer(texts, config.vocab_size)
         base = model.build_model(
             tokenizer, hidden_size=config.hidden_size, num_layers=config.num_layers, seed=config.seed

@@ -16,7 +16,7 @@ def _sets(seed: int) -> dict[str, list]:
         "rated": corpus.make_prompts(seed, 600, name="rated", heldout=False, taken=taken),
         "ppo": corpus.make_prompts(seed, 600, name="ppo", heldout=False, taken=taken),
         "sft": [prompt for prompt, _ in demonstrations],
-        "pretraining": [text for text, _ in corpus.pretraining_conversations(seed, 3000, taken=taken)],
+        "pretraining": [text for text, _, _ in corpus.pretraining_conversations(seed, 3000, taken=taken)],
     }
 
 

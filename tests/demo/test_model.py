@@ -15,7 +15,7 @@ from rlhf.demo import corpus, model
 
 
 @pytest.fixture(scope="module")
-def conversations() -> list[tuple[str, str]]:
+def conversations() -> list[model.Conversation]:
     return list(corpus.pretraining_conversations(0, 1500, taken=set()))
 
 
@@ -43,12 +43,13 @@ def test_a_two_digit_order_number_is_one_token(tokenizer) -> None:
 
 
 def test_the_chat_path_is_what_pretraining_saw(tokenizer, conversations) -> None:
-    (message, reply), codec = conversations[0], ChatCodec(tokenizer, [tokenizer.eos_token_id], 256)
+    (message, reply, _), codec = conversations[0], ChatCodec(tokenizer, [tokenizer.eos_token_id], 256)
     row, weights = model._encode(tokenizer, conversations[:1])[0]
     prompt_ids = codec.prompt_ids([Message(role="user", content=message)])
     completion_ids = codec.completion_ids(reply)
-    assert row == [*prompt_ids, *completion_ids]
-    assert weights == [0.1] * len(prompt_ids) + [1.0] * len(completion_ids)
+    seen = [*prompt_ids, *completion_ids]
+    assert row[: len(seen)] == seen
+    assert weights == [0.1] * len(prompt_ids) + [1.0] * (len(row) - len(prompt_ids))
     assert codec.end_token_id == tokenizer.eos_token_id != tokenizer.pad_token_id
     assert codec.decode(completion_ids) == reply
 

@@ -1,6 +1,6 @@
 """True scores of hand-written replies, each number derived by hand from the rubric's weights.
 
-total = readable * (0.4 R + (0.5 + 0.5 R) * (0.2 P + 0.2 C + 0.2 H)) with R resolves, P polite, C concise,
+total = readable * (0.34 R + (0.75 + 0.25 R) * 0.22 (P + C + H)) with R resolves, P polite, C concise,
 H honest.
 """
 
@@ -29,33 +29,33 @@ def test_a_good_reply_reaches_the_top() -> None:
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
-        # no order number: R = 0.75; 0.4*0.75 + 0.875*0.6
-        (GOOD.replace(" for order 52", ""), 0.825),
-        # another order number: R = 0.75, H = 1 - 0.6; 0.3 + 0.875*(0.2 + 0.2 + 0.08)
-        (GOOD.replace("52", "25"), 0.72),
-        # kind but no help: R = 0; 0.5*0.2*(1 + 1 + 1)
+        # no order number: R = 0.75; 0.34*0.75 + 0.9375*0.66
+        (GOOD.replace(" for order 52", ""), 0.87375),
+        # another order number: R = 0.75, H = 1 - 0.6; 0.255 + 0.9375*0.22*(1 + 1 + 0.4)
+        (GOOD.replace("52", "25"), 0.75),
+        # kind but no help: R = 0; 0.75*0.22*(1 + 1 + 1)
         (
             "Hello Anna! We are sorry that the kettle came broken. We will look into it. Have a nice day!",
-            0.3,
+            0.495,
         ),
         # the step for another problem: R = 0, the rest as above
         (
             "Hello Anna! We are sorry that the kettle came broken. We will cancel your kettle for order 52 "
             "today. Have a nice day!",
-            0.3,
+            0.495,
         ),
-        # both steps: R is halved to 0.5; 0.4*0.5 + 0.75*(0.2 + 0.2 + 0.2), 28 words
-        (GOOD.replace("Have a", "We will cancel your kettle. Have a"), 0.65),
-        # rude and bare: P = 0 (0 - 0.5); 17 words; 0.4 + 0.2 + 0.2
+        # both steps: R is halved to 0.5; 0.34*0.5 + 0.875*0.66, 28 words
+        (GOOD.replace("Have a", "We will cancel your kettle. Have a"), 0.7475),
+        # rude and bare: P = 0 (0 - 0.5); 17 words; 0.34 + 0.22*2
         (
             "Calm down. We will send you a new kettle for order 52 today. We have no time for this.",
-            0.8,
+            0.78,
         ),
-        # a gift card of 20 euros: H = 0.4; 0.4 + 0.2 + 0.2 + 0.08
-        (GOOD.replace("Have a", "You also get a gift card of 20 euros. Have a"), 0.88),
+        # a gift card of 20 euros: H = 0.4; 0.34 + 0.22*2.4
+        (GOOD.replace("Have a", "You also get a gift card of 20 euros. Have a"), 0.868),
         # cut off in "Have a": no kind end (P = 0.75), 0.85 for the ending, and of the pairs "<start> have",
         # "have a", "a ." only two are known: (24 words and marks + 2 * 2/3) of 26, stretched from 0.5..1 to 0..1
-        (GOOD.replace(" nice day!", ""), 0.85 * ((24 + 4 / 3) / 26 - 0.5) / 0.5 * 0.95),
+        (GOOD.replace(" nice day!", ""), 0.85 * ((24 + 4 / 3) / 26 - 0.5) / 0.5 * 0.945),
     ],
 )
 def test_scores_of_written_replies(reply: str, expected: float) -> None:
@@ -102,7 +102,7 @@ def test_shuffling_the_words_of_a_good_reply_ruins_it() -> None:
 def test_the_same_reply_does_not_fit_another_customer() -> None:
     other = "I want to return the lamp. My order is 31. Please help me. Ben"
     # R = 0; P = 0.5 + 0 (wrong name) + 0.25; C = 1; Anna, kettle and 52 are made up: H = 0
-    assert rubric.score(other, GOOD) == pytest.approx(0.5 * (0.2 * 0.75 + 0.2))
+    assert rubric.score(other, GOOD) == pytest.approx(0.75 * 0.22 * (0.75 + 1))
 
 
 def test_gold_takes_records_and_strings_alike() -> None:
