@@ -4,7 +4,8 @@ Each rater reads the rubric's four criteria off a reply, weighs them in their ow
 the difference of two replies is seen with noise, a difference below their own threshold is a tie, and larger
 ones are stronger preferences. One of them is careless: half of the time they do not read, and then mostly
 take the reply on top. All are noisy on purpose: people agree with each other on 63 % (Anthropic HH) to 77 %
-(InstructGPT) of their comparisons, and so do these. Accounts, project, tasks and answers are marked as simulated wherever they are stored.
+(InstructGPT) of their comparisons, and so do these. Accounts, project, tasks and answers are marked as
+simulated wherever they are stored.
 """
 
 from __future__ import annotations
