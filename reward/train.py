@@ -33,7 +33,7 @@ from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import DataError, Stopped
 from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
-from rlhf.core.inputs import find_model, find_path, model_name, required
+from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress
 from rlhf.core.optim import clip_gradients, make_optimizer, make_schedule
 from rlhf.core.randomness import derived_seed
@@ -45,6 +45,7 @@ ROLE = "reward"
 
 def run(config: RewardConfig, launch: Launch) -> None:
     """`rlhf reward`. Writes OUT/adapter, metrics and manifest; see `rlhf.core.run` for what OUT may be."""
+    require_one_process("reward")
     backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
     snapshot = find_path(
         required(config.snapshot, "snapshot", "a directory written by `rlhf export`"), launch

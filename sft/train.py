@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import newest_valid
 from rlhf.core.errors import ConfigError
 from rlhf.core.guards import SignalGuard, require_finite_parameters
-from rlhf.core.inputs import find_model, find_path, model_name, required
+from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.metrics import progress
 from rlhf.core.run import CHECKPOINTS, Launch, Run, Workspace
@@ -50,8 +49,7 @@ _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": 
 
 def run(config: SFTConfig, launch: Launch) -> None:
     """`rlhf sft`. Writes OUT/model, OUT/adapter, metrics and manifest; see `rlhf.core.run` for OUT."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(f"sft runs on one process; found WORLD_SIZE={os.environ['WORLD_SIZE']}")
+    require_one_process("sft")
     if resolve_device(config.model.device).index:
         raise ConfigError(f"model.device is {config.model.device}; for sft set CUDA_VISIBLE_DEVICES instead")
     base_path = find_model(required(config.base, "base", "the model to tune"), launch)

@@ -9,6 +9,13 @@ from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.run import Launch
 
 
+def require_one_process(stage: str) -> None:
+    """Refuse a launch with several processes: each would train a run of its own in the same directory."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ConfigError(f"{stage} runs in one process; found WORLD_SIZE={processes}")
+
+
 def required(value: str | None, option: str, what: str) -> str:
     """`value`, or a ConfigError that says which option to give."""
     if not value:

@@ -38,7 +38,7 @@ from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import CheckpointError, Stopped
 from rlhf.core.files import write_jsonl
 from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
-from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, required
+from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress, read_metrics
 from rlhf.core.optim import make_optimizer, make_schedule
 from rlhf.core.randomness import derived_seed
@@ -54,6 +54,7 @@ from rlhf.ppo.update import UpdateStats, update
 
 def run(config: PPOConfig, launch: Launch) -> None:
     """`rlhf ppo`. Writes OUT/adapter, metrics, samples and manifest; see `rlhf.core.run` for what OUT may be."""
+    require_one_process("ppo")
     backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
     reward_spec = required(config.reward, "reward", "a reward run or file.py:function")
     prompts_path = find_path(required(config.prompts, "prompts", "a JSONL of prompts"), launch)

@@ -14,7 +14,7 @@ from torch import nn
 
 from rlhf.core.errors import ConfigError, DataError, GuardStop, Stopped
 from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
-from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, required
+from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, require_one_process, required
 from rlhf.core.optim import clip_gradients, make_optimizer, make_schedule
 from rlhf.core.run import Launch
 from rlhf.core.settings import OptimSettings
@@ -147,3 +147,11 @@ def test_the_name_of_a_base_moves_with_the_workspace(workspace: Launch) -> None:
     beside.mkdir()
     assert model_name(str(beside), workspace) == "../beside"
     assert model_name(str(beside), replace(workspace, workspace=beside)) == "."
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    require_one_process("ppo")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="ppo runs in one process; found WORLD_SIZE=2"):
+        require_one_process("ppo")
