@@ -11,6 +11,9 @@ help:  ## show the targets
 
 .venv: $(STAMP)  ## create .venv and install what requirements.lock pins
 
+# One torch thread for the demo and the tests: their matrices are small, and two threads beside any other
+# process wait for each other (measured: ten times slower and more). Stages that you run yourself use all cores.
+
 # torch goes first and alone: whichever build the machine offers for the pinned version is kept by what follows.
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(PYTHON) || for python in python3.11 python3; do \
@@ -31,7 +34,7 @@ test: $(STAMP)  ## all tests but the long proofs (at most 10 minutes)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest
 
 demo: $(STAMP)  ## the whole loop in the embedded world; writes demo/report.html (at most 8 minutes)
-	$(PYTHON) -m rlhf.cli demo --workspace demo
+	OMP_NUM_THREADS=1 $(PYTHON) -m rlhf.cli demo --workspace demo
 	@ls demo/report.html demo/report.json
 
 prove: $(STAMP)  ## the long proofs, one after the other: hours
