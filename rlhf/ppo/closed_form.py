@@ -11,10 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer, models
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf.core.backbone import REFERENCE, Backbone
+from rlhf.core.chat import ChatCodec
+from rlhf.core.records import Prompt
 from rlhf.core.sampler import Request, Sampled
+from rlhf.core.sequences import SequenceBatch, Sequences
 from rlhf.ppo.completions import Completions
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.rollout import token_logprobs_of
@@ -84,6 +89,47 @@ class ExactProblem:
         """0 at the reference, 1 at the optimum."""
         start = self.reference_objective
         return (self.objective(role) - start) / (self.optimum - start)
+
+
+def toy_backbone(seed: int, *, vocab_size: int = 7, pad_is_end: bool = True) -> Backbone:
+    """A random two-layer Llama over a handful of tokens, the first of which ends completions.
+
+    Its weights are drawn wide, so that its distributions differ from position to position. pad_is_end makes the
+    tokenizer's pad token the end token, as many real tokenizers have it.
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=vocab_size,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+    )
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocab_size)}, unk_token="t2"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="t0", pad_token="t0" if pad_is_end else "t1", unk_token="t2"
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    return Backbone(model, ChatCodec(tokenizer, [0], 32, "toy"), "toy")
+
+
+class TokenReward:
+    """A reward that reads the token ids of a completion, for problems whose tokens mean nothing as text."""
+
+    mean, std = 0.0, 1.0
+
+    def __init__(self, function: Callable[[Sequence[int]], float], prompt_length: int) -> None:
+        self._function, self._prompt_length = function, prompt_length
+
+    def score(
+        self, sequences: Sequences, batch: SequenceBatch, prompts: Sequence[Prompt], texts: Sequence[str]
+    ) -> Tensor:
+        """Scores [B]."""
+        rows = zip(batch.tokens_BS.tolist(), batch.lengths_B.tolist(), strict=True)
+        return torch.tensor([self._function(row[self._prompt_length : length]) for row, length in rows])
 
 
 def all_completions(vocab_size: int, end_token_ids: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
