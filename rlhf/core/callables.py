@@ -34,10 +34,13 @@ def load_callable(spec: str) -> Callable[..., Any]:
             path = Path(module_name)
             if not path.is_file():
                 raise ConfigError(f"{spec}: no such file {module_name}")
-            location = importlib.util.spec_from_file_location(path.stem, path)
+            # The whole path is the name: a person's json.py must not stand in for Python's.
+            location = importlib.util.spec_from_file_location(f"{path.stem}@{path.resolve()}", path)
             assert location is not None
             assert location.loader is not None
             module = importlib.util.module_from_spec(location)
+            # dataclasses, pickle and typing look a class's module up by its name.
+            sys.modules[location.name] = module
             location.loader.exec_module(module)
         else:
             # `python -m` looks in the current directory; the installed command would not.

@@ -115,8 +115,9 @@ class ChatCodec:
         return [*ids, self.end_token_id] if finished else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion, without end tokens and other special ones."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+        """The text of a completion, without end tokens and other special ones, and without NUL, which a
+        byte-level tokenizer can produce and no file or database takes."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).replace("\0", "").strip()
 
 
 def _padding_id(tokenizer: Any, end_token_ids: Sequence[int]) -> int:

@@ -113,3 +113,19 @@ def test_what_is_a_callable_and_what_a_path(tmp_path: Path) -> None:
     assert not is_callable_spec("runs/reward:2")
     (tmp_path / "run:one").mkdir()
     assert not is_callable_spec(str(tmp_path / "run:one"))
+
+
+def test_a_file_may_hold_a_dataclass_with_postponed_annotations(tmp_path: Path) -> None:
+    """dataclasses look their module up in sys.modules while the file is being run."""
+    path = tmp_path / "judge_with_dataclass.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Weight:\n"
+        "    value: float = 2.0\n"
+        "def score(prompts, completions):\n"
+        "    return [Weight().value * len(c) for c in completions]\n"
+    )
+    prompt = Prompt.model_validate({"prompt": "x"})
+    assert ScoringFunction(f"{path}:score")([prompt], ["abc"]) == [6.0]
