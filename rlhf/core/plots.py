@@ -14,6 +14,7 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from rlhf.core.stats import calibration_bins, expected_calibration_error
 
@@ -73,6 +74,9 @@ def line_plot(
                 axes.fill_between(
                     _floats(band_xs), _floats(lows), _floats(highs), color=color, alpha=0.18, lw=0
                 )
+        # Steps and epochs are counted: no tick at epoch 1.4.
+        if all(isinstance(x, int) for xs, _ in series.values() for x in xs):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes, series)
 
     return _picture(draw, title, xlabel, ylabel, image)
