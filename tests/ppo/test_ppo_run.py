@@ -290,9 +290,9 @@ def test_ppo_raises_a_simple_reward_and_the_saved_policy_shows_it(
     (ppo_launch.workspace / "eval.jsonl").write_text(held_out)
     config = ppo_config(
         "plain",
-        num_iterations=20,
+        num_iterations=40,
         num_prompts=32,
-        eval_every=20,
+        eval_every=40,
         kl_coef=0.01,
         lora={"r": 8, "alpha": 16},
         optim={"lr": 1e-2},
@@ -305,9 +305,9 @@ def test_ppo_raises_a_simple_reward_and_the_saved_policy_shows_it(
     assert rows[-1]["eval_score"] > rows[0]["eval_score"] + 0.15
     assert rows[-1]["eval_kl"] > 0.5
     assert all(row["num_optimizer_steps"] == 4 for row in rows[1:])
-    assert read_manifest(out).metrics["best_iteration"] == 20
+    assert read_manifest(out).metrics["best_iteration"] == 40
     samples = [
-        json.loads(line) for line in (out / "samples" / "iteration-000020.jsonl").read_text().splitlines()
+        json.loads(line) for line in (out / "samples" / "iteration-000040.jsonl").read_text().splitlines()
     ]
     score = sum(row["score"] for row in samples) / len(samples)
     assert score == pytest.approx(rows[-1]["eval_score"], abs=1e-5)
