@@ -13,7 +13,7 @@ import secrets
 import time
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -26,7 +26,7 @@ from rlhf.core.errors import DataError, StoreError
 from rlhf.core.records import content_id
 
 Role = Literal["annotator", "lead", "admin"]
-RANK: dict[str, int] = {"annotator": 0, "lead": 1, "admin": 2}
+ROLES: tuple[str, ...] = get_args(Role)
 
 SESSION_S = 12 * 3600.0
 IDLE_S = 2 * 3600.0
@@ -50,9 +50,6 @@ class Person:
     name: str
     role: Role
     simulated: bool = False
-
-    def is_at_least(self, role: Role) -> bool:
-        return RANK[self.role] >= RANK[role]
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,8 @@ def create_annotator(
     name and role is found again instead, so that a run can be repeated.
     """
     name = checked_name(name)
-    if role not in RANK:
-        raise DataError(f"role must be one of {', '.join(RANK)}; found '{role}'")
+    if role not in ROLES:
+        raise DataError(f"role must be one of {', '.join(ROLES)}; found '{role}'")
     hashed = None if password is None else hash_password(password, name)
     new_id = content_id("a", "simulated", name) if simulated else f"a-{secrets.token_hex(8)}"
 

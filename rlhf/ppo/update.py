@@ -21,7 +21,7 @@ from rlhf.core.optim import clip_gradients
 from rlhf.core.randomness import derived_seed
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.rollout import RolloutBatch, Targets, token_logprobs_of, values_of
+from rlhf.ppo.rollout import POLICY, RolloutBatch, Targets, token_logprobs_of, values_of
 
 # A recomputed log-probability may differ by rounding: the micro-batches of the update pad differently.
 RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -104,7 +104,7 @@ def _step(
     for chosen in token_budget_batches(lengths, config.micro_batch_tokens):
         check()
         micro = completions.batch([rows[i] for i in chosen])
-        hidden_NH = completions.hidden("policy", micro)
+        hidden_NH = completions.hidden(POLICY, micro)
         logprobs_N, entropy_N = token_logprobs_of(
             backbone, completions, micro, hidden_NH, config, with_entropy=True
         )
