@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,8 +36,12 @@ from transformers.utils import logging as transformers_logging
 from rlhf.core.chat import ChatCodec, first_line
 from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_decoder
 from rlhf.core.errors import ConfigError, ModelError
+from rlhf.core.fused import fuse
+from rlhf.core.lora import speed_up
 from rlhf.core.randomness import derived_seed
 from rlhf.core.settings import LoraSettings, ModelSettings
+from rlhf.core.trimming import Trim, make_trim
+from rlhf.core.vocabulary import OutputHead
 
 REFERENCE = "reference"
 
@@ -51,6 +56,9 @@ class Role:
     head: nn.Linear | None
     first_adapted_layer: int
     top: Any = None
+    # True when the model decodes as fast as a merged copy of it would (see rlhf.core.lora).
+    holds_merged: bool = False
+    trim: Trim | None = None
 
     @property
     def causal_lm(self) -> Any:
@@ -134,9 +142,11 @@ class Backbone:
         text_config = model.config.get_text_config()
         self.hidden_size = int(text_config.hidden_size)
         self.vocab_size = int(text_config.vocab_size)
-        self._softcap = getattr(text_config, "final_logit_softcapping", None)
+        self.head = OutputHead.of(model)
         self.roles: dict[str, Role] = {REFERENCE: Role(REFERENCE, model, None, None, self.num_layers)}
         self._trunk: Any = None
+        # The lowest adapted layer, once `enable_trunk` has found the split exact.
+        self.first_top_layer: int | None = None
         self._check_logits()
 
     @classmethod
@@ -189,12 +199,17 @@ class Backbone:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             torch.manual_seed(seed)
             model = PeftModelForCausalLM(share_clone(self.model), config)
+        holds_merged = speed_up(model)
+        fuse(model)
         model.eval()
         layers = decoder_layers(model.get_base_model().get_decoder())
         adapted = [
             i for i, layer in enumerate(layers) if any(isinstance(m, LoraLayer) for m in layer.modules())
         ]
-        role = Role(name, model, config, head, min(adapted, default=self.num_layers))
+        role = Role(
+            name, model, config, head, min(adapted, default=self.num_layers), holds_merged=holds_merged
+        )
+        role.trim = make_trim(layers[-1], self.hidden_size, self.device, self.dtype)
         self.roles[name] = role
         return role
 
@@ -202,10 +217,7 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] final hidden states -> [..., V]; the output matrix is the base's in every role."""
-        logits = self.model.get_output_embeddings()(hidden)
-        if self._softcap:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        return self.head(hidden)
 
     @property
     def trunk_enabled(self) -> bool:
@@ -219,6 +231,19 @@ class Backbone:
         """
         with torch.no_grad():
             return self._trunk(input_ids=tokens_BS, use_cache=False).last_hidden_state
+
+    def hidden_at(
+        self,
+        role: str,
+        tokens_BS: Tensor,
+        rows_N: Tensor,
+        columns_N: Tensor,
+        trunk_BSH: Tensor | None = None,
+    ) -> Tensor:
+        """[N, H]: `hidden` at the places [rows_N, columns_N], computing no more of the last layer than they need."""
+        trim = self.roles[role].trim
+        with trim.only(rows_N, columns_N) if trim is not None else nullcontext():
+            return self.hidden(role, tokens_BS, trunk_BSH)[rows_N, columns_N]
 
     def hidden(self, role: str, tokens_BS: Tensor, trunk_BSH: Tensor | None = None) -> Tensor:
         """[B, S, H] final hidden states of a role, from tokens or, where given, from cached trunk states."""
@@ -257,6 +282,7 @@ class Backbone:
                 return (
                     f"trunk cache off: {name} differs by {difference:.1e} from the whole decoder on a probe"
                 )
+        self.first_top_layer = first
         return f"trunk cache on: layers 0-{first - 1} of {self.num_layers} are computed once and shared"
 
     @torch.no_grad()
@@ -290,17 +316,21 @@ class Backbone:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
             layer.training = True
+        if role.trim is not None:  # the recomputation in the backward pass would not know the places
+            role.trim.undo()
+            role.trim = None
+        role.holds_merged = False  # layers in this state cannot use a key/value cache: sampling takes a copy
 
     # ---- sampling ----------------------------------------------------------------------------------------
 
     def merged(self, role: str) -> Any:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
-        Only the adapted matrices are new tensors. The base is never merged in place: unmerging by
+        It is the role's own model where its layers hold their merged weights. Otherwise only the adapted matrices are new tensors. The base is never merged in place: unmerging by
         subtraction does not give back the same bits.
         """
         chosen = self.roles[role]
-        if chosen.lora is None:
+        if chosen.lora is None or chosen.holds_merged:
             return chosen.causal_lm
         clone = share_clone(chosen.causal_lm).eval()
         for name, module in list(clone.named_modules()):

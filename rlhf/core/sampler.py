@@ -1,8 +1,11 @@
 """Completions with the log-probability of every sampled token.
 
-Prompts of like length are decoded together (padded on the left within a batch), rows leave the batch as
-they end, and only the last position's logits ever exist. The uniform number behind each token is a function
-of (seed, cursor, sample, position): see `rlhf.core.randomness`.
+Prompts of like length are decoded together (padded on the left within a batch), several completions of a
+prompt share its prefix, rows leave the batch as they end, and only the last position's logits ever exist. The
+uniform number behind each token is a function of (seed, cursor, sample, position): see `rlhf.core.randomness`.
+
+On the way the sampler can keep what PPO would otherwise compute again: the hidden states below the lowest
+adapted layer (`capture_layer`) and a scalar head's reading of the last hidden states (`read`).
 """
 
 from __future__ import annotations
@@ -13,10 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from rlhf.core.decoder import decoder_layers
+from rlhf.core.kv_cache import key_value_cache
 from rlhf.core.randomness import uniforms
 from rlhf.core.settings import SamplingSettings
+from rlhf.core.stopping import StopRule
+from rlhf.core.vocabulary import OutputHead
 
 # Copying the key/value cache to drop finished rows pays once a quarter of them are done.
 EVICT_BELOW = 0.75
@@ -33,11 +39,32 @@ class Request:
 
 @dataclass
 class Sampled:
-    """tokens: the completion, its end token included where `finished`; logprobs: of the sampled distribution."""
+    """tokens: the completion, its end token included where `finished`; logprobs: of the sampled distribution.
+
+    trunk_SH: with `capture_layer`, the output [prompt + completion, H] of the layer below it. readings: with
+    `read`, one number a token, from the hidden state that predicts it.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
+    trunk_SH: Tensor | None = None
+    readings: list[float] = field(default_factory=list)
+
+
+def plan_batches(
+    requests: Sequence[Request], settings: SamplingSettings, max_batch_tokens: int
+) -> list[list[int]]:
+    """Places of the requests that are decoded together: of like length, at most max_batch_tokens a batch."""
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
+    batches: list[list[int]] = []
+    for place in order:
+        longest = len(requests[place].prompt_ids) + settings.max_completion_tokens
+        if batches and (len(batches[-1]) + 1) * longest <= max_batch_tokens:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
 @torch.no_grad()
@@ -46,9 +73,11 @@ def sample(
     requests: Sequence[Request],
     settings: SamplingSettings,
     *,
-    end_token_ids: Sequence[int],
+    stop: StopRule,
     seed: int,
     max_batch_tokens: int = 65_536,
+    capture_layer: int | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
     on_step: Callable[[], None] = lambda: None,
     on_done: Callable[[int], None] = lambda n: None,
 ) -> list[Sampled]:
@@ -56,100 +85,174 @@ def sample(
 
     model: a causal LM of transformers (a role merged by `Backbone.merged`).
     max_batch_tokens: rows x (prompt + completion) tokens decoded at once; bounds the key/value cache.
+    read: maps hidden states [B, H] to one number a row, [B].
     on_step is called after each token (a place to notice signals), on_done with the number of rows of each
     finished batch.
     """
     results = [Sampled() for _ in requests]
-    order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order):
-            longest = len(requests[order[end]].prompt_ids) + settings.max_completion_tokens
-            if (end - start + 1) * longest > max_batch_tokens:
-                break
-            end += 1
-        rows = order[start:end]
-        _decode(
-            model,
-            [requests[i] for i in rows],
-            [results[i] for i in rows],
-            settings,
-            end_token_ids,
-            seed,
-            on_step,
+    for places in plan_batches(requests, settings, max_batch_tokens):
+        decoding = _Decoding(
+            model, [requests[i] for i in places], settings, stop, seed, capture_layer=capture_layer, read=read
         )
-        on_done(len(rows))
-        start = end
+        for place, result in zip(places, decoding.run(on_step), strict=True):
+            results[place] = result
+        on_done(len(places))
     return results
 
 
-def _decode(
-    model: Any,
-    requests: list[Request],
-    results: list[Sampled],
-    settings: SamplingSettings,
-    end_token_ids: Sequence[int],
-    seed: int,
-    on_step: Callable[[], None],
-) -> None:
-    """Decode one batch, filling `results` in place."""
-    device = model.device
-    width = max(len(r.prompt_ids) for r in requests)
-    pads_B = torch.tensor([width - len(r.prompt_ids) for r in requests], device=device)
-    tokens_BS = torch.zeros(len(requests), width, dtype=torch.int64)
-    for i, request in enumerate(requests):
-        tokens_BS[i, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-    tokens_BS = tokens_BS.to(device)
-    # Without padding no mask is needed, which lets the attention kernel take its fast path.
-    mask_BS = (torch.arange(width, device=device) >= pads_B[:, None]).long() if bool(pads_B.any()) else None
-    positions_BS = (torch.arange(width, device=device) - pads_B[:, None]).clamp(min=0)
+class _Decoding:
+    """One batch: prefill of the distinct prompts, then a token a step for the rows that are still alive."""
 
-    cursors_B = torch.tensor([r.cursor for r in requests], device=device)
-    samples_B = torch.tensor([r.sample for r in requests], device=device)
-    ends_E = torch.tensor(list(end_token_ids), device=device)
-    rows_B = torch.arange(len(requests), device=device)
-    cache = DynamicCache(config=model.config)
-    drawn: list[Tensor] = []
-    for position in range(settings.max_completion_tokens):
-        logits_BV = (
-            model(
-                input_ids=tokens_BS,
-                attention_mask=mask_BS,
-                position_ids=positions_BS,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
+    def __init__(
+        self,
+        model: Any,
+        requests: list[Request],
+        settings: SamplingSettings,
+        stop: StopRule,
+        seed: int,
+        *,
+        capture_layer: int | None,
+        read: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.requests, self.settings, self.stop, self.seed, self.read = requests, settings, stop, seed, read
+        self.device = model.device
+        self.decoder, self.head = model.get_decoder(), OutputHead.of(model)
+        self.results = [Sampled() for _ in requests]
+        self.width = max(len(request.prompt_ids) for request in requests)
+        self.cache = key_value_cache(model.config, self.width + settings.max_completion_tokens)
+        self.ends_E = torch.tensor(stop.token_ids, device=self.device)
+        self.capture_layer = capture_layer
+        self._captured: Tensor | None = None
+        self._states: Tensor | None = None
+
+    # ---- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, on_step: Callable[[], None]) -> list[Sampled]:
+        hook = None
+        if self.capture_layer is not None:
+            layer = decoder_layers(self.decoder)[self.capture_layer - 1]
+            hook = layer.register_forward_hook(self._capture)
+        try:
+            self._decode(on_step)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return self.results
+
+    def _decode(self, on_step: Callable[[], None]) -> None:
+        hidden_BH, mask_BS, positions_B1 = self._prefill()
+        device, limit = self.device, self.settings.max_completion_tokens
+        cursors_B = torch.tensor([r.cursor for r in self.requests], device=device)
+        samples_B = torch.tensor([r.sample for r in self.requests], device=device)
+        rows_B = torch.arange(len(self.requests), device=device)
+        alive_B = torch.ones_like(rows_B, dtype=torch.bool)
+        drawn: list[Tensor] = []
+        for position in range(limit):
+            uniforms_B = uniforms(self.seed, cursors_B, samples_B, torch.full_like(cursors_B, position))
+            next_B, logprobs_B = choose(self.head(hidden_BH).float(), uniforms_B, self.settings)
+            ended_B = torch.isin(next_B, self.ends_E)
+            columns = [rows_B, next_B, logprobs_B, ended_B, alive_B]
+            if self.read is not None:
+                columns.append(self.read(hidden_BH))
+            drawn.append(torch.stack([column.double() for column in columns], dim=1))
+            alive_B = alive_B & ~ended_B
+            if self.stop.strings:
+                alive_B = alive_B & ~self._stopped(drawn, len(rows_B))
+            on_step()
+            num_alive = int(alive_B.sum())
+            last = num_alive == 0 or position + 1 == limit
+            if last and self.capture_layer is None:
+                break
+            # A row's last token goes through the layers too: its state is where a reward is read.
+            positions_B1 = positions_B1 + 1
+            if mask_BS is not None:
+                mask_BS = torch.cat([mask_BS, mask_BS.new_ones(mask_BS.shape[0], 1)], dim=1)
+            hidden_BH = self._forward(next_B[:, None], mask_BS, positions_B1)
+            self._keep(rows_B, self.width + position)
+            if last:
+                break
+            if num_alive <= EVICT_BELOW * len(rows_B):
+                keep = alive_B.nonzero().squeeze(1)
+                self.cache.batch_select_indices(keep)
+                mask_BS = mask_BS[keep] if mask_BS is not None else None
+                hidden_BH, positions_B1, rows_B = hidden_BH[keep], positions_B1[keep], rows_B[keep]
+                cursors_B, samples_B, alive_B = cursors_B[keep], samples_B[keep], alive_B[keep]
+        self._collect(drawn)
+
+    def _prefill(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Last hidden states [B, H], attention mask (None where nothing is padded), last positions [B, 1]."""
+        # Completions of one prompt share its prefix: each distinct prompt is computed once.
+        places: dict[tuple[int, ...], int] = {}
+        owners = [places.setdefault(tuple(r.prompt_ids), len(places)) for r in self.requests]
+        prompts, device, width = list(places), self.device, self.width
+        tokens_PS = torch.zeros(len(prompts), width, dtype=torch.int64)
+        for i, ids in enumerate(prompts):
+            tokens_PS[i, width - len(ids) :] = torch.tensor(ids)
+        pads_P = torch.tensor([width - len(ids) for ids in prompts], device=device)
+        columns_S = torch.arange(width, device=device)
+        positions_PS = (columns_S - pads_P[:, None]).clamp(min=0)
+        # Without padding no mask is needed, which lets the attention kernel take its fast path.
+        mask_PS = (columns_S >= pads_P[:, None]).long() if bool(pads_P.any()) else None
+        hidden_PH = self._forward(tokens_PS.to(device), mask_PS, positions_PS)
+        owner_B = torch.tensor(owners, device=device)
+        if len(prompts) < len(owners):
+            self.cache.batch_select_indices(owner_B)
+        if self._captured is not None:
+            capacity = width + self.settings.max_completion_tokens
+            self._states = self._captured.new_empty(len(owners), capacity, self._captured.shape[-1])
+            self._states[:, :width] = self._captured[owner_B]
+        mask_BS = mask_PS[owner_B] if mask_PS is not None else None
+        return hidden_PH[owner_B], mask_BS, positions_PS[owner_B, -1:]
+
+    def _forward(self, tokens_BS: Tensor, mask_BS: Tensor | None, positions_BS: Tensor) -> Tensor:
+        """Final hidden states [B, H] of the last position."""
+        output = self.decoder(
+            input_ids=tokens_BS,
+            attention_mask=mask_BS,
+            position_ids=positions_BS,
+            past_key_values=self.cache,
+            use_cache=True,
         )
-        uniforms_B = uniforms(seed, cursors_B, samples_B, torch.full_like(cursors_B, position))
-        next_B, logprobs_B = choose(logits_BV, uniforms_B, settings)
-        done_B = torch.isin(next_B, ends_E)
-        drawn.append(
-            torch.stack([rows_B.double(), next_B.double(), logprobs_B.double(), done_B.double()], dim=1)
-        )
-        on_step()
-        alive_B = ~torch.isin(rows_B, torch.cat([d[d[:, 3] > 0, 0] for d in drawn]).long())
-        num_alive = int(alive_B.sum())
-        if num_alive == 0:
-            break
-        tokens_BS, positions_BS = next_B[:, None], positions_BS[:, -1:] + 1
-        if mask_BS is not None:
-            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(mask_BS.shape[0], 1)], dim=1)
-        if num_alive <= EVICT_BELOW * len(alive_B):
-            keep = alive_B.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            tokens_BS, positions_BS = tokens_BS[keep], positions_BS[keep]
-            mask_BS = mask_BS[keep] if mask_BS is not None else None
-            cursors_B, samples_B, rows_B = cursors_B[keep], samples_B[keep], rows_B[keep]
-    for row, token, logprob, done in torch.cat(drawn).cpu().tolist():
-        result = results[int(row)]
-        if not result.finished:
-            result.tokens.append(int(token))
-            result.logprobs.append(logprob)
-            result.finished = bool(done)
+        return output.last_hidden_state[:, -1]
+
+    # ---- what is kept ------------------------------------------------------------------------------------
+
+    def _capture(self, module: Any, inputs: Any, output: Any) -> None:
+        self._captured = output[0] if isinstance(output, tuple) else output
+
+    def _keep(self, rows_B: Tensor, column: int) -> None:
+        if self._states is not None:
+            assert self._captured is not None
+            self._states[rows_B, column] = self._captured[:, -1]
+
+    def _stopped(self, drawn: list[Tensor], num_rows: int) -> Tensor:
+        """[B] True where the text of a row now holds a stop string."""
+        row_numbers = drawn[-1][:, 0].long().tolist()
+        tokens = drawn[-1][:, 1].long().tolist()
+        hits = []
+        for row, token, alive in zip(row_numbers, tokens, drawn[-1][:, 4].tolist(), strict=True):
+            result = self.results[row]
+            if alive:
+                result.tokens.append(token)
+            hits.append(bool(alive) and self.stop.hit(result.tokens))
+            result.finished |= hits[-1]
+        return torch.tensor(hits, device=self.device)
+
+    def _collect(self, drawn: list[Tensor]) -> None:
+        """Fill the results from what every step drew; rows that had ended before a step are passed over."""
+        for result in self.results:
+            result.tokens = []
+        for row, token, logprob, ended, alive, *reading in torch.cat(drawn).cpu().tolist():
+            if alive:
+                result = self.results[int(row)]
+                result.tokens.append(int(token))
+                result.logprobs.append(logprob)
+                result.readings += reading
+                result.finished |= bool(ended)
+        if self._states is not None:
+            for request, result, states_SH in zip(self.requests, self.results, self._states, strict=True):
+                first = self.width - len(request.prompt_ids)
+                result.trunk_SH = states_SH[first : self.width + len(result.tokens)].clone()
 
 
 def choose(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
@@ -160,11 +263,13 @@ def choose(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) ->
     """
     if settings.temperature == 0:
         return logits_BV.argmax(-1), logits_BV.new_zeros(logits_BV.shape[0])
-    logprobs_BV = torch.log_softmax(logits_BV / settings.temperature, dim=-1)
+    if settings.temperature != 1:
+        logits_BV = logits_BV / settings.temperature
+    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
     if settings.top_k or settings.top_p < 1:
         logprobs_BV = _filtered(logprobs_BV, settings)
     # Summed in float64: in fp32 the tail of a large vocabulary would be lost in rounding.
-    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
+    cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
     targets_B = uniforms_B * cumulative_BV[:, -1]
     next_B = torch.searchsorted(cumulative_BV, targets_B[:, None], right=True).squeeze(1)
     next_B = next_B.clamp(max=logits_BV.shape[1] - 1)

@@ -28,7 +28,8 @@ class SequenceBatch:
 class Sequences:
     """Token rows bound to a backbone.
 
-    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states.
+    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states. states: the trunk
+    states [length, H] of the rows where they are known already, as the sampler's are.
     """
 
     def __init__(
@@ -38,16 +39,17 @@ class Sequences:
         *,
         max_tokens: int,
         max_bytes: int = 8 << 30,
+        states: list[Tensor] | None = None,
         on_batch: Callable[[int], None] = lambda n: None,
     ) -> None:
         self.backbone = backbone
         self.rows = rows
         self.lengths = [len(row) for row in rows]
         self.max_tokens = max_tokens
-        self._states: list[Tensor] | None = None
+        self._states = states
         size = sum(self.lengths) * backbone.hidden_size * backbone.dtype.itemsize
-        if backbone.trunk_enabled and size <= max_bytes:
-            states: list[Tensor] = [torch.empty(0)] * len(rows)
+        if states is None and backbone.trunk_enabled and size <= max_bytes:
+            states = [torch.empty(0)] * len(rows)
             for indices in token_budget_batches(self.lengths, max_tokens):
                 trunk_BSH = backbone.trunk(self._tokens(indices))
                 for i, state_SH in zip(indices, trunk_BSH, strict=True):
@@ -72,11 +74,11 @@ class Sequences:
             trunk_BSH = self.backbone.trunk(tokens_BS)
         return SequenceBatch(tokens_BS, trunk_BSH, lengths_B)
 
-    def hidden(self, role: str, batch: SequenceBatch) -> Tensor:
-        """[B, S, H] final hidden states of a role."""
-        return self.backbone.hidden(role, batch.tokens_BS, batch.trunk_BSH)
+    def hidden_at(self, role: str, batch: SequenceBatch, rows_N: Tensor, columns_N: Tensor) -> Tensor:
+        """[N, H] final hidden states of a role at the given places of the batch."""
+        return self.backbone.hidden_at(role, batch.tokens_BS, rows_N, columns_N, batch.trunk_BSH)
 
     def last_hidden(self, role: str, batch: SequenceBatch) -> Tensor:
         """[B, H] hidden state of each row's last real token: where a reward is read."""
-        hidden_BSH = self.hidden(role, batch)
-        return hidden_BSH[torch.arange(len(hidden_BSH), device=hidden_BSH.device), batch.lengths_B - 1]
+        rows_B = torch.arange(len(batch.tokens_BS), device=batch.tokens_BS.device)
+        return self.hidden_at(role, batch, rows_B, batch.lengths_B - 1)

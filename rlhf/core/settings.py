@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,13 @@ class SamplingSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="keep the smallest set of tokens with this mass")
     top_k: int = Field(0, ge=0, description="keep this many tokens; 0 keeps all")
     max_completion_tokens: int = Field(64, ge=1, description="longest completion, end token included")
+    stop_tokens: tuple[str, ...] = Field((), description="tokens that end a completion beside the model's own")
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="texts that end a completion; they are cut from its text"
+    )
+    engine: Literal["native", "transformers"] = Field(
+        "native", description="who decodes: this project's sampler, or transformers' generate as the reference"
+    )
 
 
 class ModelSettings(Settings):

@@ -22,7 +22,7 @@ from rlhf.core.sampler import Request, Sampled
 from rlhf.core.sequences import SequenceBatch, Sequences
 from rlhf.ppo.completions import Completions
 from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.rollout import token_logprobs_of
+from rlhf.ppo.measure import token_logprobs_of
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,33 @@ class CompletionBatch:
 
 
 class Completions:
-    """B prompts with their completions. tokens_BT and mask_BT hold completion tokens from column 0."""
+    """B prompts with their completions. tokens_BT and mask_BT hold completion tokens from column 0.
+
+    Trunk states that the sampler captured are used unless `recompute_trunk`.
+    """
 
     def __init__(
-        self, backbone: Backbone, requests: Sequence[Request], drawn: Sequence[Sampled], *, max_tokens: int
+        self,
+        backbone: Backbone,
+        requests: Sequence[Request],
+        drawn: Sequence[Sampled],
+        *,
+        max_tokens: int,
+        recompute_trunk: bool = False,
     ) -> None:
         device = backbone.device
         rows = [
             [*request.prompt_ids, *sampled.tokens] for request, sampled in zip(requests, drawn, strict=True)
         ]
-        self.sequences = Sequences(backbone, rows, max_tokens=max_tokens)
+        captured = [sampled.trunk_SH for sampled in drawn if sampled.trunk_SH is not None]
+        states = captured if len(captured) == len(rows) and not recompute_trunk else None
+        self.sequences = Sequences(backbone, rows, max_tokens=max_tokens, states=states)
         self.prompt_lengths_B = torch.tensor([len(request.prompt_ids) for request in requests], device=device)
         self.lengths_B = torch.tensor([len(sampled.tokens) for sampled in drawn], device=device)
         self.finished_B = torch.tensor([sampled.finished for sampled in drawn], device=device)
         self.mask_BT = torch.arange(int(self.lengths_B.max()), device=device) < self.lengths_B[:, None]
+        self.readings_BT = _padded([sampled.readings for sampled in drawn], device)
+        self.sampled_logprobs_BT = _padded([sampled.logprobs for sampled in drawn], device)
         self.tokens_BT = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(sampled.tokens) for sampled in drawn], batch_first=True
         ).to(device)
@@ -70,4 +83,9 @@ class Completions:
 
     def hidden(self, role: str, batch: CompletionBatch) -> Tensor:
         """[N, H] hidden states of a role that predict the batch's completion tokens."""
-        return self.sequences.hidden(role, batch.sequence)[batch.local_N, batch.positions_N]
+        return self.sequences.hidden_at(role, batch.sequence, batch.local_N, batch.positions_N)
+
+
+def _padded(rows: Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    """[B, T] fp32, zero after each row's end."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)

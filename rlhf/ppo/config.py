@@ -28,10 +28,18 @@ class PPOConfig(Settings):
         "error", description="a prompt that does not fit the context: stop, or leave it out and count it"
     )
 
+    old_logprobs: Literal["auto", "sampler", "recompute"] = Field(
+        "auto",
+        description="where the first log-probabilities come from; the sampler's only after a subsample agrees "
+        "(auto: the sampler's in float32)",
+    )
     num_epochs: int = Field(2, ge=1, description="passes over each rollout")
     num_minibatches: int = Field(2, ge=1, description="optimizer steps per pass")
     micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens per forward and backward")
     clip_range: float = Field(0.2, gt=0, description="the ratio is clipped to 1 +- this")
+    dual_clip: float | None = Field(
+        None, gt=1, description="bound the loss of negative advantages at this multiple; default off"
+    )
     value_clip_range: float = Field(
         0.2, gt=0, description="a new value moves at most this far from the old one"
     )

@@ -11,13 +11,26 @@ from torch import Tensor
 
 
 def policy_loss(
-    logprobs_N: Tensor, old_logprobs_N: Tensor, advantages_N: Tensor, clip_range: float
+    logprobs_N: Tensor,
+    old_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    clip_range: float,
+    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(sum of -min(ratio A, clip(ratio) A), number of tokens where the clip is what counts)."""
+    """(sum of -min(ratio A, clip(ratio) A), number of tokens where a clip is what counts).
+
+    dual_clip bounds the loss of a token with a negative advantage by -dual_clip A, so that a ratio that has run
+    away cannot dominate a step (Ye et al., arXiv:1912.09729, eq. 5).
+    """
     ratio_N = torch.exp(logprobs_N - old_logprobs_N)
     unclipped_N = -advantages_N * ratio_N
     clipped_N = -advantages_N * ratio_N.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(unclipped_N, clipped_N).sum(), (clipped_N > unclipped_N).sum()
+    loss_N, active_N = torch.maximum(unclipped_N, clipped_N), clipped_N > unclipped_N
+    if dual_clip is not None:
+        bound_N = -advantages_N * dual_clip
+        bounded_N = (advantages_N < 0) & (loss_N > bound_N)
+        loss_N, active_N = torch.where(bounded_N, bound_N, loss_N), active_N | bounded_N
+    return loss_N.sum(), active_N.sum()
 
 
 def value_loss(

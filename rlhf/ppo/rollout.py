@@ -13,27 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.core.backbone import REFERENCE, Backbone
+from rlhf.core.backbone import Backbone
 from rlhf.core.batching import token_budget_batches
-from rlhf.core.logprobs import token_logprobs
 from rlhf.core.records import Prompt
-from rlhf.core.sampler import Request, sample
+from rlhf.core.sampler import Request, Sampled, sample
+from rlhf.core.stopping import StopRule
 from rlhf.ppo.advantages import gae, shaped_rewards, whiten
-from rlhf.ppo.completions import CompletionBatch, Completions
+from rlhf.ppo.completions import Completions
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.kl import k1
+from rlhf.ppo.measure import POLICY, measure
 from rlhf.ppo.prompts import EncodedPrompt
 from rlhf.ppo.rewards import Reward
-
-POLICY, VALUE = "policy", "value"
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """B completions as they were measured. scores_B are raw outputs of the reward.
-
-    sampler_gap: largest difference between a log-probability of the sampler and its recomputation, nats.
-    """
+    """B completions as they were measured (see `rlhf.ppo.measure`). scores_B are raw outputs of the reward."""
 
     completions: Completions
     prompts: list[Prompt]
@@ -43,6 +39,7 @@ class RolloutBatch:
     values_BT: Tensor
     scores_B: Tensor
     sampler_gap: float
+    recomputed: bool
 
 
 @dataclass(frozen=True)
@@ -74,65 +71,39 @@ def collect(
         for g in range(samples_per_prompt)
     ]
     owners = [encoded.prompt for encoded in prompts for _ in range(samples_per_prompt)]
-    drawn = sample(
+    stop = StopRule(backbone.codec, config.sampling)
+    drawn = _draw(backbone, requests, config, stop, seed, check)
+    measured = measure(backbone, requests, drawn, config, check)
+    texts = [stop.text(sampled.tokens) for sampled in drawn]
+    completions = measured.completions
+    scores_B = torch.zeros(len(owners), device=backbone.device)
+    for indices in token_budget_batches(completions.sequences.lengths, config.micro_batch_tokens):
+        asked, answered = [owners[i] for i in indices], [texts[i] for i in indices]
+        batch = completions.sequences.batch(indices)
+        scores_B[indices] = reward.score(completions.sequences, batch, asked, answered).float()
+    return RolloutBatch(prompts=owners, texts=texts, scores_B=scores_B, **vars(measured))
+
+
+def _draw(
+    backbone: Backbone,
+    requests: Sequence[Request],
+    config: PPOConfig,
+    stop: StopRule,
+    seed: int,
+    check: Callable[[], None],
+) -> list[Sampled]:
+    """Sample, and keep the trunk states and values that the sampler has at hand anyway."""
+    head = backbone.roles[POLICY].head
+    return sample(
         backbone.merged(POLICY),
         requests,
         config.sampling,
-        end_token_ids=backbone.codec.end_token_ids,
+        stop=stop,
         seed=seed,
+        capture_layer=backbone.first_top_layer,
+        read=None if head is None else lambda hidden_BH: head(hidden_BH.float()).squeeze(1),
         on_step=check,
     )
-    completions = Completions(backbone, requests, drawn, max_tokens=config.micro_batch_tokens)
-    texts = [backbone.codec.decode(sampled.tokens) for sampled in drawn]
-    shape = completions.mask_BT.shape
-    old_BT, ref_BT, values_BT = (torch.zeros(shape, device=backbone.device) for _ in range(3))
-    scores_B = torch.zeros(len(owners), device=backbone.device)
-    with torch.no_grad():
-        for indices in token_budget_batches(completions.sequences.lengths, config.micro_batch_tokens):
-            check()
-            batch = completions.batch(indices)
-            hidden_NH = completions.hidden(POLICY, batch)
-            where = batch.rows_N, batch.columns_N
-            old_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
-            values_BT[where] = values_of(backbone, completions, batch, hidden_NH)
-            reference_NH = completions.hidden(REFERENCE, batch)
-            ref_BT[where] = token_logprobs_of(backbone, completions, batch, reference_NH, config)[0]
-            asked, answered = [owners[i] for i in indices], [texts[i] for i in indices]
-            scores_B[indices] = reward.score(completions.sequences, batch.sequence, asked, answered).float()
-    sampled_N = torch.tensor([value for row in drawn for value in row.logprobs], device=backbone.device)
-    gap = (sampled_N - old_BT[completions.mask_BT]).abs().max().item()
-    return RolloutBatch(completions, owners, texts, old_BT, ref_BT, values_BT, scores_B, gap)
-
-
-def token_logprobs_of(
-    backbone: Backbone,
-    completions: Completions,
-    batch: CompletionBatch,
-    hidden_NH: Tensor,
-    config: PPOConfig,
-    *,
-    with_entropy: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probability [N] of the batch's completion tokens at the sampling temperature, and their entropy [N]."""
-    return token_logprobs(
-        backbone.logits,
-        hidden_NH,
-        batch.of(completions.tokens_BT),
-        temperature=config.sampling.temperature,
-        vocab_size=backbone.vocab_size,
-        with_entropy=with_entropy,
-    )
-
-
-def values_of(
-    backbone: Backbone, completions: Completions, batch: CompletionBatch, policy_hidden_NH: Tensor
-) -> Tensor:
-    """Values [N] of the states before each token, from the policy's hidden states or the value role's own."""
-    role, hidden_NH = backbone.roles[POLICY], policy_hidden_NH
-    if VALUE in backbone.roles:
-        role, hidden_NH = backbone.roles[VALUE], completions.hidden(VALUE, batch)
-    assert role.head is not None
-    return role.head(hidden_NH.float()).squeeze(1)
 
 
 def normalized_scores(batch: RolloutBatch, reward: Reward, config: PPOConfig) -> Tensor:

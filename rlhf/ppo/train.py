@@ -48,7 +48,8 @@ from rlhf.ppo.evaluate import Evaluation, evaluate, summarize
 from rlhf.ppo.kl import KLController, k3
 from rlhf.ppo.prompts import EncodedPrompt, PromptStream, load_prompts
 from rlhf.ppo.rewards import FunctionReward, ModelReward, Reward, content_of
-from rlhf.ppo.rollout import POLICY, VALUE, RolloutBatch, Targets, collect, make_targets
+from rlhf.ppo.measure import POLICY, VALUE
+from rlhf.ppo.rollout import RolloutBatch, Targets, collect, make_targets
 from rlhf.ppo.update import UpdateStats, update
 
 
@@ -233,6 +234,7 @@ class PPOTrainer:
             "kl_coef": self.kl.coef,
             "explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
             "sampler_gap": batch.sampler_gap,
+            "recomputed": float(batch.recomputed),
             "lr": float(self.schedule.get_last_lr()[0]),
             "seconds_rollout": seconds["rollout"],
             "seconds_update": seconds["update"],

@@ -21,7 +21,8 @@ from rlhf.core.optim import clip_gradients
 from rlhf.core.randomness import derived_seed
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.losses import policy_loss, value_loss
-from rlhf.ppo.rollout import POLICY, RolloutBatch, Targets, token_logprobs_of, values_of
+from rlhf.ppo.measure import POLICY, token_logprobs_of, values_of
+from rlhf.ppo.rollout import RolloutBatch, Targets
 
 # A recomputed log-probability may differ by rounding: the micro-batches of the update pad differently.
 RATIO_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -112,13 +113,15 @@ def _step(
         assert entropy_N is not None
         old_N = micro.of(batch.old_logprobs_BT)
         surrogate, num_clipped = policy_loss(
-            logprobs_N, old_N, micro.of(targets.advantages_BT), config.clip_range
+            logprobs_N, old_N, micro.of(targets.advantages_BT), config.clip_range, config.dual_clip
         )
         critic, num_value_clipped = value_loss(
             values_N, micro.of(batch.values_BT), micro.of(targets.returns_BT), config.value_clip_range
         )
-        loss = (surrogate + config.value_coef * critic - config.entropy_coef * entropy_N.sum()) / num_tokens
-        loss.backward()
+        loss = surrogate + config.value_coef * critic
+        if config.entropy_coef > 0:
+            loss = loss - config.entropy_coef * entropy_N.sum()
+        (loss / num_tokens).backward()
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()

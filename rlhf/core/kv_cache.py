@@ -1,0 +1,61 @@
+"""A key/value cache whose room is taken once, instead of being copied at every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+def key_value_cache(config: Any, capacity: int) -> DynamicCache:
+    """transformers' cache for a model, its plain attention layers with room for `capacity` tokens a row.
+
+    Sliding-window and other layers stay as transformers makes them: they do not grow with the text.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+class RoomyLayer(DynamicLayer):
+    """`keys` and `values` are views of the filled part of tensors [B, heads, capacity, head size]."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self._rooms: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if not self._rooms or end > self._rooms[0].shape[-2]:
+            self._rooms = [self._with_room(t, end) for t in (key_states, value_states)]
+            if start:
+                self._rooms[0][..., :start, :], self._rooms[1][..., :start, :] = self.keys, self.values
+        self._rooms[0][..., start:end, :] = key_states
+        self._rooms[1][..., start:end, :] = value_states
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named more than once."""
+        if self._rooms:
+            end = self.get_seq_length()
+            self._rooms = [torch.index_select(room, 0, indices) for room in self._rooms]
+            self._show(end)
+
+    def _show(self, end: int) -> None:
+        self.keys, self.values = (room[..., :end, :] for room in self._rooms)
+
+    def _with_room(self, states: Tensor, end: int) -> Tensor:
+        batch, heads, _, size = states.shape
+        return states.new_empty(batch, heads, max(self.capacity, end), size)

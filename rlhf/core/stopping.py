@@ -1,0 +1,43 @@
+"""What ends a completion: the model's end tokens, further tokens, and strings that a person names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlhf.core.chat import ChatCodec
+from rlhf.core.errors import ConfigError
+from rlhf.core.settings import SamplingSettings
+
+
+class StopRule:
+    """token_ids: a completion ends with any of them. `hit` looks for the stop strings, `text` cuts them off."""
+
+    def __init__(self, codec: ChatCodec, settings: SamplingSettings) -> None:
+        """Raises ConfigError for a stop token that the tokenizer does not have."""
+        self._codec = codec
+        self.strings = settings.stop_strings
+        known = codec.tokenizer.get_vocab()
+        for token in settings.stop_tokens:
+            if token not in known:
+                raise ConfigError(
+                    f"sampling.stop_tokens: {token!r} is not a token of {codec.source}; "
+                    "expected one of its vocabulary (a text of several tokens belongs in stop_strings)"
+                )
+        extra = [int(known[token]) for token in settings.stop_tokens]
+        self.token_ids = tuple(dict.fromkeys([*codec.end_token_ids, *extra]))
+        # A token holds at least one byte, so the last tokens that can hold a stop string are this many; a few
+        # more keep a character whole that began before them.
+        self._window = max((len(text.encode()) for text in self.strings), default=0) + 4
+
+    def hit(self, tokens: Sequence[int]) -> bool:
+        """True when a completion now holds a stop string. Call it after every token."""
+        if not self.strings:
+            return False
+        tail = self._codec.tokenizer.decode(list(tokens[-self._window :]), skip_special_tokens=False)
+        return any(text in tail for text in self.strings)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of a completion, up to its first stop string."""
+        text = self._codec.decode(tokens)
+        cuts = [place for stop in self.strings if (place := text.find(stop)) >= 0]
+        return text[: min(cuts)].rstrip() if cuts else text

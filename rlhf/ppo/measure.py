@@ -1,0 +1,142 @@
+"""What a rollout needs to know of its completions besides their scores: log-probabilities and values, once.
+
+The sampler has most of it at hand: the trunk states it computed, the log-probabilities it drew from, the value
+head's reading of the same hidden states. They are used only after a subsample has been computed again from the
+tokens and agrees; otherwise everything is computed again and the metrics say so. In bf16 the log-probabilities
+are always computed again, by the code that the update uses, so that the ratio starts at 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf.core.backbone import REFERENCE, Backbone
+from rlhf.core.batching import token_budget_batches
+from rlhf.core.logprobs import token_logprobs
+from rlhf.core.sampler import Request, Sampled
+from rlhf.ppo.completions import CompletionBatch, Completions
+from rlhf.ppo.config import PPOConfig
+
+POLICY, VALUE = "policy", "value"
+
+# Mean difference in nats per token between the sampler and the recomputation beyond which the sampler is not used.
+SAMPLER_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+CHECKED_SHARE = 16  # one completion in so many is computed again
+
+
+@dataclass(frozen=True)
+class Measured:
+    """[B, T] tensors of the completions' tokens, zero elsewhere.
+
+    sampler_gap: largest difference between a log-probability of the sampler and its recomputation, nats, over
+    the rows that were computed again. recomputed: the sampler's numbers were not used.
+    """
+
+    completions: Completions
+    old_logprobs_BT: Tensor
+    ref_logprobs_BT: Tensor
+    values_BT: Tensor
+    sampler_gap: float
+    recomputed: bool
+
+
+@torch.no_grad()
+def measure(
+    backbone: Backbone,
+    requests: Sequence[Request],
+    drawn: Sequence[Sampled],
+    config: PPOConfig,
+    check: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Log-probabilities of policy and reference, and values, for completions of the policy as it is now."""
+    max_tokens = config.micro_batch_tokens
+    trusted, gap = _check_sampler(backbone, requests, drawn, config)
+    completions = Completions(
+        backbone, requests, drawn, max_tokens=max_tokens, recompute_trunk=not trusted
+    )
+    keep_logprobs = trusted and (
+        config.old_logprobs == "sampler"
+        or (config.old_logprobs == "auto" and backbone.dtype == torch.float32)
+    )
+    old_BT, values_BT = completions.sampled_logprobs_BT, completions.readings_BT
+    if not keep_logprobs:
+        old_BT = torch.zeros_like(old_BT)
+    if not keep_logprobs or VALUE in backbone.roles:
+        values_BT = torch.zeros_like(old_BT)
+    ref_BT = torch.zeros_like(old_BT)
+    for indices in token_budget_batches(completions.sequences.lengths, max_tokens):
+        check()
+        batch = completions.batch(indices)
+        where = batch.rows_N, batch.columns_N
+        hidden_NH = completions.hidden(REFERENCE, batch)
+        ref_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
+        if not keep_logprobs:
+            hidden_NH = completions.hidden(POLICY, batch)
+            old_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
+        if not keep_logprobs or VALUE in backbone.roles:
+            values_BT[where] = values_of(backbone, completions, batch, hidden_NH)
+    if not keep_logprobs:
+        gap = _largest(completions.sampled_logprobs_BT - old_BT)
+    return Measured(completions, old_BT, ref_BT, values_BT, gap, not keep_logprobs)
+
+
+def _check_sampler(
+    backbone: Backbone, requests: Sequence[Request], drawn: Sequence[Sampled], config: PPOConfig
+) -> tuple[bool, float]:
+    """(whether the sampler's numbers agree with a recomputation from the tokens, the largest difference)."""
+    rows = range(0, len(drawn), CHECKED_SHARE)
+    some = Completions(
+        backbone,
+        [requests[i] for i in rows],
+        [drawn[i] for i in rows],
+        max_tokens=config.micro_batch_tokens,
+        recompute_trunk=True,
+    )
+    differences_BT = torch.zeros_like(some.sampled_logprobs_BT)
+    for indices in token_budget_batches(some.sequences.lengths, config.micro_batch_tokens):
+        batch = some.batch(indices)
+        hidden_NH = some.hidden(POLICY, batch)
+        logprobs_N, _ = token_logprobs_of(backbone, some, batch, hidden_NH, config)
+        where = batch.rows_N, batch.columns_N
+        differences_BT[where] = logprobs_N - some.sampled_logprobs_BT[where]
+    mean = (differences_BT.abs().sum() / some.mask_BT.sum()).item()
+    return mean <= SAMPLER_TOLERANCE[backbone.dtype], _largest(differences_BT)
+
+
+def _largest(differences_BT: Tensor) -> float:
+    return differences_BT.abs().max().item()
+
+
+def token_logprobs_of(
+    backbone: Backbone,
+    completions: Completions,
+    batch: CompletionBatch,
+    hidden_NH: Tensor,
+    config: PPOConfig,
+    *,
+    with_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability [N] of the batch's completion tokens at the sampling temperature, and their entropy [N]."""
+    return token_logprobs(
+        backbone.head,
+        hidden_NH,
+        batch.of(completions.tokens_BT),
+        temperature=config.sampling.temperature,
+        with_entropy=with_entropy,
+        entropy_gradient=config.entropy_coef > 0,
+    )
+
+
+def values_of(
+    backbone: Backbone, completions: Completions, batch: CompletionBatch, policy_hidden_NH: Tensor
+) -> Tensor:
+    """Values [N] of the states before each token, from the policy's hidden states or the value role's own."""
+    role, hidden_NH = backbone.roles[POLICY], policy_hidden_NH
+    if VALUE in backbone.roles:
+        role, hidden_NH = backbone.roles[VALUE], completions.hidden(VALUE, batch)
+    assert role.head is not None
+    return role.head(hidden_NH.float()).squeeze(1)
