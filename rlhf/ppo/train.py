@@ -64,16 +64,6 @@ def run(config: PPOConfig, launch: Launch) -> None:
     )
     out = launch.out or Workspace(launch.workspace).runs / "ppo"
 
-    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    prompts = _read_prompts(prompts_path, backbone, config)
-    eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
-    reward = _load_reward(reward_spec, reward_path, backbone)
-    if launch.dry_run:
-        episodes = config.num_iterations * config.num_prompts * config.samples_per_prompt
-        print(
-            f"ppo: would sample {episodes} completions for {len(prompts)} prompts from {backbone.name} into {out}"
-        )
-        return
     named = {
         "backbone": Path(backbone_path),
         "reward": reward_path,
@@ -81,12 +71,29 @@ def run(config: PPOConfig, launch: Launch) -> None:
         "eval_prompts": eval_path,
     }
     parents = {name: path for name, path in named.items() if path is not None and path.exists()}
-    with Run.start(
+
+    def load() -> tuple[Backbone, list[EncodedPrompt], list[EncodedPrompt], Reward]:
+        backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
+        prompts = _read_prompts(prompts_path, backbone, config)
+        eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
+        return backbone, prompts, eval_prompts, _load_reward(reward_spec, reward_path, backbone)
+
+    if launch.dry_run:
+        backbone, prompts, _, _ = load()
+        episodes = config.num_iterations * config.num_prompts * config.samples_per_prompt
+        print(
+            f"ppo: would sample {episodes} completions for {len(prompts)} prompts from {backbone.name} into {out}"
+        )
+        return
+    # Opened before the model is loaded: a second launcher and a finished run are answered at once.
+    with Run.open(
         out, stage="ppo", settings=config, launch=launch, parents=parents, seed=config.seed
     ) as record:
         if record.finished:
             print(f"ppo: {out} is already finished")
             return
+        backbone, prompts, eval_prompts, reward = load()
+        record.begin()
         longest = max(len(encoded.ids) for encoded in [*prompts, *eval_prompts])
         trainer = PPOTrainer(
             backbone, reward, config, max_tokens=longest + config.sampling.max_completion_tokens

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,27 @@ def test_the_lock_is_seen_by_other_processes_and_dies_with_its_holder(tmp_path: 
         holder.wait()
     with begin(tmp_path, resume=True) as run:  # SIGKILL leaves an unfinished run, not a locked one
         assert run.resuming
+
+
+def test_open_takes_the_directory_and_writes_nothing_until_begin(tmp_path: Path) -> None:
+    """Between the two a stage reads its inputs: one that is refused leaves everything as it was."""
+    path = finish(tmp_path)
+    launch = Launch(workspace=tmp_path, db="sqlite://", force=True)
+    options: dict[str, Any] = {"stage": "sft", "settings": Small(lr=2.0), "launch": launch, "seed": 0}
+    before = directory_sha256(path)
+    with Run.open(path, parents={}, **options) as run:
+        assert not run.finished
+        with pytest.raises(BusyError):
+            begin(tmp_path)
+    assert directory_sha256(path) == before
+    assert not path.with_name("one.old-1").exists()
+    with pytest.raises(DataError), Run.open(tmp_path / "runs" / "two", parents={}, **options):
+        raise DataError("prompts.jsonl:3: broken")
+    assert not (tmp_path / "runs" / "two").exists()
+    with Run.open(path, parents={}, **options) as run:
+        run.begin()
+    assert is_finished(path.with_name("one.old-1"))
+    assert not is_finished(path)
 
 
 def test_a_finished_run_does_nothing(tmp_path: Path) -> None:

@@ -219,6 +219,35 @@ def test_a_second_launcher_is_refused(ppo_launch: Launch, ppo_config: MakeConfig
         ppo_train.run(ppo_config(), ppo_launch)
 
 
+def test_launchers_that_have_nothing_to_do_load_no_model(
+    ppo_launch: Launch,
+    ppo_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A finished run, an unfinished one without --resume and a second launcher are answered at once; a prompt
+    that cannot be read leaves no run behind."""
+    out = ppo_launch.out
+    assert out is not None
+    (ppo_launch.workspace / "bad.jsonl").write_text('{"prompt": "good"}\n{"prompt": 7}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:2"):
+        ppo_train.run(ppo_config(prompts="bad.jsonl"), ppo_launch)
+    assert not out.exists()
+    ppo_train.run(ppo_config(num_iterations=1), ppo_launch)
+
+    def forbidden(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Backbone, "load", forbidden)
+    ppo_train.run(ppo_config(num_iterations=1), ppo_launch)
+    assert "is already finished" in capsys.readouterr().out
+    (out / "FINISHED").unlink()
+    with pytest.raises(ConfigError, match="unfinished ppo run"):
+        ppo_train.run(ppo_config(num_iterations=1), ppo_launch)
+    with FileLock(out / "run.lock"), pytest.raises(BusyError):
+        ppo_train.run(ppo_config(num_iterations=1), replace(ppo_launch, resume=True))
+
+
 def test_a_nan_reward_stops_with_one_line(
     ppo_launch: Launch, ppo_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
