@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import matplotlib
@@ -23,6 +25,7 @@ Numbers = Sequence[float | None]
 Series = Mapping[str, tuple[Numbers, Numbers]]
 
 INK = "#7d8590"  # text and axes: readable on white and on near-black
+DARK = "#23292f"  # text on white
 GRID = "#7d859033"
 PALETTE = ("#3d7eca", "#e0803a", "#3a9d6e", "#a86bc4", "#cf5062", "#8a8f3a")
 _STYLE = {
@@ -160,6 +163,124 @@ def reliability_plot(
         axes.legend(loc="upper left")
 
     return _picture(draw, title, "predicted probability", "observed frequency", image)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel, of which missing values (None, NaN) are left out.
+
+    dots: measured now and then, so every point is marked. right: on an axis of its own, dashed. smooth: a rolling
+    mean over the raw values, which stay visible behind it, where there are many of them.
+    """
+
+    label: str
+    xs: Sequence[int]
+    ys: Numbers
+    color: str
+    dots: bool = False
+    right: bool = False
+    smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """levels: (label, height, colour) of horizontal lines. crosses: xs marked with a red cross, above."""
+
+    title: str
+    ylabel: str
+    curves: Sequence[Curve]
+    right_label: str = ""
+    levels: Sequence[tuple[str, float, str]] = ()
+    crosses: Sequence[int] = ()
+
+
+def panel_grid(
+    panels: Sequence[Panel],
+    title: str,
+    subtitle: str,
+    xlabel: str,
+    *,
+    mark: tuple[str, int] | None = None,
+    columns: int = 3,
+    image: Image = "png",
+) -> bytes:
+    """Many small pictures over one x axis, on white. mark: (label, x) of a vertical line through all of them."""
+    rows = math.ceil(len(panels) / columns)
+    style = _STYLE | {"text.color": DARK, "axes.titlecolor": DARK, "axes.labelcolor": "#59616b"}
+    with matplotlib.rc_context({**style, "svg.hashsalt": title, "axes.edgecolor": "#c3c8ce"}):
+        figure = Figure(figsize=(4.5 * columns, 2.75 * rows + 0.75), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)  # type: ignore[union-attr]
+        figure.suptitle(f"{title}\n", x=0.008, ha="left", fontsize=14, fontweight="bold")
+        figure.text(
+            0.008, 1 - 0.5 / figure.get_figheight(), subtitle, fontsize=10, color="#59616b", va="center"
+        )
+        grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        for axes, panel in zip_longest(grid, panels):
+            if panel is None:
+                axes.set_visible(False)
+                continue
+            _draw_panel(axes, panel, mark)
+        for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if image == "svg" else {"Software": None}
+        figure.savefig(buffer, format=image, facecolor="white", dpi=110, metadata=metadata)
+        return buffer.getvalue()
+
+
+def _draw_panel(axes: Axes, panel: Panel, mark: tuple[str, int] | None) -> None:
+    right = axes.twinx() if any(curve.right for curve in panel.curves) else None
+    handles = []
+    for curve in panel.curves:
+        where = right if curve.right and right is not None else axes
+        points = [(x, y) for x, y in zip(curve.xs, _floats(curve.ys), strict=True) if math.isfinite(y)]
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        window = max(1, len(ys) // 20)
+        look = {"marker": "o", "markersize": 4} if curve.dots or len(ys) < 3 else {}
+        if curve.smooth and window > 1:
+            where.plot(xs, ys, color=curve.color, alpha=0.25, linewidth=0.9)
+            ys = rolling_mean(ys, window)
+        line = "--" if curve.right else "-"
+        handles += where.plot(xs, ys, line, color=curve.color, label=curve.label, linewidth=1.7, **look)  # type: ignore[arg-type]
+    for label, height, color in panel.levels:
+        handles.append(axes.axhline(height, color=color, linestyle=(0, (2, 2)), linewidth=1.2, label=label))
+    if mark is not None:
+        line_at = axes.axvline(mark[1], color=DARK, linewidth=0.9, alpha=0.55, label=mark[0])
+        handles += [line_at] if panel.crosses else []
+    if panel.crosses:
+        top = [0.97] * len(panel.crosses)
+        red = PALETTE[4]
+        (drawn,) = axes.plot(
+            panel.crosses,
+            top,
+            "x",
+            color=red,
+            markeredgewidth=2,
+            transform=axes.get_xaxis_transform(),
+            label="alarm",
+        )
+        handles.append(drawn)
+    axes.set_title(panel.title)
+    axes.set_ylabel(panel.ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.12)
+    if right is not None:
+        right.set_ylabel(panel.right_label)
+        right.grid(visible=False)
+        right.spines["right"].set_visible(True)
+        right.margins(y=0.12)
+    if len(handles) > 1:
+        axes.legend(handles=handles, fontsize=8, labelcolor="#59616b", loc="best", handlelength=1.6)
+
+
+def rolling_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of at most `window` values on either side of each."""
+    means = []
+    for place in range(len(values)):
+        near = values[max(0, place - window) : place + window + 1]
+        means.append(sum(near) / len(near))
+    return means
 
 
 def _picture(draw: Any, title: str, xlabel: str, ylabel: str, image: Image) -> bytes:

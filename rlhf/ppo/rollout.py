@@ -8,7 +8,7 @@ tokens before t) under the policy that sampled it, `values_BT[b, t]` the value o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,14 +23,15 @@ from rlhf.ppo.completions import CompletionBatch, Completions
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.kl import k1
 from rlhf.ppo.prompts import EncodedPrompt
-from rlhf.ppo.rewards import Reward
+from rlhf.ppo.rewards import Reward, score_completions
+from rlhf.ppo.scores import ScoreScale, shaped_scores
 
 POLICY, VALUE = "policy", "value"
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """B completions as they were measured. scores_B are raw outputs of the reward.
+    """B completions as they were measured. scores_B are raw outputs of the reward, terms those of its parts.
 
     sampler_gap: largest difference between a log-probability of the sampler and its recomputation, nats.
     """
@@ -43,6 +44,7 @@ class RolloutBatch:
     values_BT: Tensor
     scores_B: Tensor
     sampler_gap: float
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,6 @@ def collect(
     texts = [backbone.codec.decode(sampled.tokens) for sampled in drawn]
     shape = completions.mask_BT.shape
     old_BT, ref_BT, values_BT = (torch.zeros(shape, device=backbone.device) for _ in range(3))
-    scores_B = torch.zeros(len(owners), device=backbone.device)
     with torch.no_grad():
         for indices in token_budget_batches(completions.sequences.lengths, config.micro_batch_tokens):
             check()
@@ -97,11 +98,12 @@ def collect(
             values_BT[where] = values_of(backbone, completions, batch, hidden_NH)
             reference_NH = completions.hidden(REFERENCE, batch)
             ref_BT[where] = token_logprobs_of(backbone, completions, batch, reference_NH, config)[0]
-            asked, answered = [owners[i] for i in indices], [texts[i] for i in indices]
-            scores_B[indices] = reward.score(completions.sequences, batch.sequence, asked, answered).float()
     sampled_N = torch.tensor([value for row in drawn for value in row.logprobs], device=backbone.device)
     gap = (sampled_N - old_BT[completions.mask_BT]).abs().max().item()
-    return RolloutBatch(completions, owners, texts, old_BT, ref_BT, values_BT, scores_B, gap)
+    scores = score_completions(reward, completions, owners, texts)
+    return RolloutBatch(
+        completions, owners, texts, old_BT, ref_BT, values_BT, scores.total_B, gap, scores.terms
+    )
 
 
 def token_logprobs_of(
@@ -135,20 +137,12 @@ def values_of(
     return role.head(hidden_NH.float()).squeeze(1)
 
 
-def normalized_scores(batch: RolloutBatch, reward: Reward, config: PPOConfig) -> Tensor:
-    """Scores [B] brought to the scale that the reward saved, clipped, less the penalty for not ending in time."""
-    scores_B = batch.scores_B
-    if config.normalize_scores:
-        scores_B = (scores_B - reward.mean) / reward.std
-    scores_B = scores_B.clamp(-config.score_clip, config.score_clip)
-    return scores_B - config.missing_end_penalty * (~batch.completions.finished_B)
-
-
-def make_targets(batch: RolloutBatch, reward: Reward, config: PPOConfig, kl_coef: float) -> Targets:
+def make_targets(batch: RolloutBatch, scale: ScoreScale, config: PPOConfig, kl_coef: float) -> Targets:
     """Scores and KL to token rewards, then advantages and returns."""
     mask_BT = batch.completions.mask_BT
     kl_BT = torch.where(mask_BT, k1(batch.old_logprobs_BT, batch.ref_logprobs_BT), 0.0)
-    rewards_BT = shaped_rewards(normalized_scores(batch, reward, config), kl_BT, mask_BT, kl_coef)
+    shaped_B = shaped_scores(batch.scores_B, batch.completions, scale, config)
+    rewards_BT = shaped_rewards(shaped_B, kl_BT, mask_BT, kl_coef)
     advantages_BT, returns_BT = gae(
         rewards_BT, batch.values_BT, mask_BT, gamma=config.gamma, gae_lambda=config.gae_lambda
     )

@@ -93,7 +93,7 @@ def reference_run(launch: Launch, config: PPOConfig) -> Path:
         (3, 1, {}),
         (4, 2, STATEFUL),  # the last call of an evaluation: it is complete, so its boundary is too
         (6, 3, STATEFUL | {"trunk_cache": False}),
-        (18, 1, {"micro_batch_tokens": 32}),  # one call a row: in the middle of the evaluation at 2
+        (3, 1, {"micro_batch_tokens": 32, "score_normalization": "running"}),
     ],
 )
 def test_stopped_in_a_rollout_and_resumed_equals_never_stopped(

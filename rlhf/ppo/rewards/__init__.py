@@ -1,0 +1,22 @@
+"""What PPO maximises. docs/rewards.md shows every kind at work."""
+
+from rlhf.ppo.rewards.base import Reward, Scores, score_completions
+from rlhf.ppo.rewards.groundedness import groundedness
+from rlhf.ppo.rewards.rules import RuleList
+from rlhf.ppo.rewards.sources import RewardSources, content_of
+from rlhf.ppo.rewards.terms import ForeignModelReward, ModelReward, Term, TextReward, WeightedReward
+
+__all__ = [
+    "ForeignModelReward",
+    "ModelReward",
+    "Reward",
+    "RewardSources",
+    "RuleList",
+    "Scores",
+    "Term",
+    "TextReward",
+    "WeightedReward",
+    "content_of",
+    "groundedness",
+    "score_completions",
+]
