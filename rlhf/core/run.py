@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -138,7 +139,9 @@ class Run:
 
     metrics: MetricsLog
 
-    def __init__(self, path: Path, lock: FileLock, settings: Settings, made: list[Path]) -> None:
+    def __init__(
+        self, path: Path, lock: FileLock | None, settings: Settings | None, made: list[Path]
+    ) -> None:
         self.path, self._lock, self._settings = path, lock, settings
         self._made, self._begun, self._replaces = made, False, False
 
@@ -195,14 +198,24 @@ class Run:
             run.__exit__()
             raise
 
+    @classmethod
+    def follow(cls, path: Path, *, finished: bool, resuming: bool) -> Run:
+        """The run that another process has opened: this one knows where it is and writes nothing there."""
+        run = cls(path, None, None, [])
+        run.finished, run.resuming, run._begun = finished, resuming, True
+        return run
+
     def begin(self) -> None:
         """Write config and manifest: from here on `out` holds this run. With --force the old one is renamed first."""
+        if self._lock is None or self._settings is None:
+            return  # a follower's
         if self._replaces:
             self._lock = _set_aside(self.path, self._lock)
         self._begun = True
         write_text(self.path / CONFIG, settings_to_yaml(self._settings))
         write_json(self.path / MANIFEST, self.manifest)
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+        _remove_leftovers(self.path)
         self.metrics = MetricsLog(self.path / METRICS)
 
     def finish(self, metrics: dict[str, Any], extra: dict[str, Any] | None = None) -> None:
@@ -226,7 +239,8 @@ class Run:
             with contextlib.suppress(OSError):  # another launcher may have put something there meanwhile
                 for folder in self._made:
                     folder.rmdir()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -249,6 +263,14 @@ def _refuse_foreign(path: Path) -> None:
             raise ConfigError(
                 f"--out {path}: its {MANIFEST} is not one of a run; choose another directory"
             ) from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Half-written files and checkpoints of a process that was killed. Only the holder of the lock may do this."""
+    for folder in (path / CHECKPOINTS).glob(".*-[0-9]*"):
+        shutil.rmtree(folder)
+    for file in path.rglob(".*.tmp"):
+        file.unlink()
 
 
 def _locked(path: Path) -> FileLock:

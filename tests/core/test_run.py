@@ -244,6 +244,26 @@ def test_a_failed_run_is_not_finished_and_releases_its_lock(tmp_path: Path) -> N
         assert run.resuming
 
 
+def test_a_resumed_run_removes_what_a_kill_left_half_written(tmp_path: Path) -> None:
+    with begin(tmp_path) as run:
+        run.metrics.log(1, loss=0.5)
+        for name in (
+            "samples/.a.jsonl.x1.tmp",
+            ".manifest.json.x2.tmp",
+            "checkpoints/.partial-00000002/state.pt",
+        ):
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / name).write_text("half")
+        (run.path / "checkpoints" / "step-00000001").mkdir()
+        (run.path / "samples" / "a.jsonl").write_text("whole")
+    with begin(tmp_path, resume=True) as run:
+        names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*")} - {"run.lock"}
+    assert names == {
+        *("config.yaml", "manifest.json", "metrics.jsonl", "samples", "samples/a.jsonl"),
+        *("checkpoints", "checkpoints/step-00000001"),
+    }
+
+
 def test_workspace_paths_survive_a_move(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "a")
     text = workspace.relative(tmp_path / "a" / "runs" / "r1")
