@@ -6,6 +6,7 @@ backbone has no trunk, or the states would not fit the given budget, batches are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,8 @@ class SequenceBatch:
 class Sequences:
     """Token rows bound to a backbone.
 
-    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states.
+    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states. own: the rows that
+    this process works on; the others have no cached states.
     """
 
     def __init__(
@@ -39,16 +41,20 @@ class Sequences:
         max_tokens: int,
         max_bytes: int = 8 << 30,
         on_batch: Callable[[int], None] = lambda n: None,
+        own: range | None = None,
     ) -> None:
         self.backbone = backbone
         self.rows = rows
         self.lengths = [len(row) for row in rows]
         self.max_tokens = max_tokens
         self._states: list[Tensor] | None = None
-        size = sum(self.lengths) * backbone.hidden_size * backbone.dtype.itemsize
+        self.own = range(len(rows)) if own is None else own
+        own_lengths = [self.lengths[i] for i in self.own]
+        size = sum(own_lengths) * backbone.hidden_size * backbone.dtype.itemsize
         if backbone.trunk_enabled and size <= max_bytes:
             states: list[Tensor] = [torch.empty(0)] * len(rows)
-            for indices in token_budget_batches(self.lengths, max_tokens):
+            for places in token_budget_batches(own_lengths, max_tokens):
+                indices = [self.own[place] for place in places]
                 trunk_BSH = backbone.trunk(self._tokens(indices))
                 for i, state_SH in zip(indices, trunk_BSH, strict=True):
                     states[i] = state_SH[: self.lengths[i]].clone()
@@ -57,6 +63,14 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of_own(self) -> Sequences:
+        """The rows of this process alone, with their states."""
+        part, own = copy.copy(self), self.own
+        part.rows, part.lengths = self.rows[own.start : own.stop], self.lengths[own.start : own.stop]
+        part._states = None if self._states is None else self._states[own.start : own.stop]
+        part.own = range(len(own))
+        return part
 
     def _tokens(self, indices: Sequence[int]) -> Tensor:
         pad_id = self.backbone.codec.pad_token_id

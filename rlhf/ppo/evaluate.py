@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from rlhf.core.backbone import Backbone
-from rlhf.core.guards import require_finite
+from rlhf.core.guards import TokenBudget, require_finite
+from rlhf.core.processes import ALONE, Processes
 from rlhf.core.randomness import derived_seed
 from rlhf.core.stats import distinct_n
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.kl import clamped, k1
 from rlhf.ppo.prompts import EncodedPrompt
-from rlhf.ppo.rewards import Reward, score_completions
+from rlhf.ppo.rewards import Reward, all_scores, score_own
 from rlhf.ppo.rollout import RolloutBatch, collect
 from rlhf.ppo.scores import ScoreScale, shaped_scores
 
@@ -66,6 +67,8 @@ def evaluate(
     scale: ScoreScale,
     *,
     eval_reward: Reward | None = None,
+    budget: TokenBudget | None = None,
+    processes: Processes = ALONE,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """One completion per held-out prompt, drawn with the same random numbers at every evaluation.
@@ -74,7 +77,17 @@ def evaluate(
     Raises GuardStop when a figure is not finite.
     """
     seed = derived_seed(config.seed, "evaluation")
-    batch = collect(backbone, reward, prompts, config, first_cursor=0, seed=seed, check=check)
+    batch = collect(
+        backbone,
+        reward,
+        prompts,
+        config,
+        first_cursor=0,
+        seed=seed,
+        budget=budget,
+        processes=processes,
+        check=check,
+    )
     figures = summarize(batch, scale, config, config.kl_coef)
     columns: dict[str, list[Any]] = {
         "prompt": [prompt.text for prompt in batch.prompts],
@@ -84,8 +97,10 @@ def evaluate(
     }
     heldout_B = None
     if eval_reward is not None:
-        check()
-        heldout_B = score_completions(eval_reward, batch.completions, batch.prompts, batch.texts).total_B
+        with processes.together():
+            check()
+            heldout = score_own(eval_reward, batch.completions, batch.prompts, batch.texts)
+        heldout_B = all_scores(heldout, processes).total_B
         figures["heldout_score"] = heldout_B.mean().item()
         columns["heldout_score"] = heldout_B.tolist()
     columns["kl"] = completion_kl(batch).tolist()

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from rlhf.core.backbone import REFERENCE, Backbone
 from rlhf.core.batching import token_budget_batches
+from rlhf.core.guards import TokenBudget
 from rlhf.core.logprobs import token_logprobs
+from rlhf.core.processes import ALONE, Processes
 from rlhf.core.records import Prompt
 from rlhf.core.sampler import Request, sample
 from rlhf.ppo.advantages import gae, shaped_rewards, whiten
@@ -23,7 +25,7 @@ from rlhf.ppo.completions import CompletionBatch, Completions
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.kl import k1
 from rlhf.ppo.prompts import EncodedPrompt
-from rlhf.ppo.rewards import Reward, score_completions
+from rlhf.ppo.rewards import Reward, Scores, all_scores, score_own
 from rlhf.ppo.scores import ScoreScale, shaped_scores
 
 POLICY, VALUE = "policy", "value"
@@ -66,44 +68,78 @@ def collect(
     first_cursor: int,
     seed: int,
     samples_per_prompt: int = 1,
+    budget: TokenBudget | None = None,
+    processes: Processes = ALONE,
     check: Callable[[], None] = lambda: None,
 ) -> RolloutBatch:
     """Sample completions of the policy and measure them. `first_cursor` is the first prompt's place in the
-    run's stream; the completions depend on it and on the seed, not on what else is in the batch."""
+    run's stream; the completions depend on it and on the seed, not on what else is in the batch.
+
+    Each process samples and measures the prompts of its share; the batch that all of them get is the whole one.
+    budget: of padded tokens per forward pass, by default `config.micro_batch_tokens`.
+    """
     requests = [
         Request(encoded.ids, first_cursor + i, g)
         for i, encoded in enumerate(prompts)
         for g in range(samples_per_prompt)
     ]
     owners = [encoded.prompt for encoded in prompts for _ in range(samples_per_prompt)]
-    drawn = sample(
-        backbone.merged(POLICY),
-        requests,
-        config.sampling,
-        end_token_ids=backbone.codec.end_token_ids,
-        seed=seed,
-        on_step=check,
-    )
-    completions = Completions(backbone, requests, drawn, max_tokens=config.micro_batch_tokens)
+    share = processes.share(len(prompts))
+    own = range(share.start * samples_per_prompt, share.stop * samples_per_prompt)
+    with processes.together():
+        drawn = sample(
+            backbone.merged(POLICY),
+            requests[own.start : own.stop],
+            config.sampling,
+            end_token_ids=backbone.codec.end_token_ids,
+            seed=seed,
+            on_step=check,
+        )
+    drawn = processes.gather_rows(drawn)
     texts = [backbone.codec.decode(sampled.tokens) for sampled in drawn]
+    lengths = [len(requests[i].prompt_ids) + len(drawn[i].tokens) for i in own]
+
+    def measure(max_tokens: int) -> tuple[Completions, list[Tensor], Scores]:
+        completions = Completions(backbone, requests, drawn, max_tokens=max_tokens, own=own)
+        measured = _measure(backbone, completions, config, max_tokens, check)
+        return completions, measured, score_own(reward, completions, owners, texts)
+
+    with processes.together():
+        completions, measured, scores = (budget or TokenBudget(config.micro_batch_tokens)).fit(
+            measure, lengths
+        )
+    processes.sum_(measured)
+    old_BT, ref_BT, values_BT = measured
+    sampled_N = torch.tensor([value for row in drawn for value in row.logprobs], device=backbone.device)
+    gap = (sampled_N - old_BT[completions.mask_BT]).abs().max().item()
+    scores = all_scores(scores, processes)
+    return RolloutBatch(
+        completions, owners, texts, old_BT, ref_BT, values_BT, scores.total_B, gap, scores.terms
+    )
+
+
+def _measure(
+    backbone: Backbone,
+    completions: Completions,
+    config: PPOConfig,
+    max_tokens: int,
+    check: Callable[[], None],
+) -> list[Tensor]:
+    """Logprobs of the policy and of the reference, and values, all [B, T]; 0 in the rows of other processes."""
     shape = completions.mask_BT.shape
+    own = completions.own
     old_BT, ref_BT, values_BT = (torch.zeros(shape, device=backbone.device) for _ in range(3))
     with torch.no_grad():
-        for indices in token_budget_batches(completions.sequences.lengths, config.micro_batch_tokens):
+        for places in token_budget_batches([completions.sequences.lengths[i] for i in own], max_tokens):
             check()
-            batch = completions.batch(indices)
+            batch = completions.batch([own[place] for place in places])
             hidden_NH = completions.hidden(POLICY, batch)
             where = batch.rows_N, batch.columns_N
             old_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
             values_BT[where] = values_of(backbone, completions, batch, hidden_NH)
             reference_NH = completions.hidden(REFERENCE, batch)
             ref_BT[where] = token_logprobs_of(backbone, completions, batch, reference_NH, config)[0]
-    sampled_N = torch.tensor([value for row in drawn for value in row.logprobs], device=backbone.device)
-    gap = (sampled_N - old_BT[completions.mask_BT]).abs().max().item()
-    scores = score_completions(reward, completions, owners, texts)
-    return RolloutBatch(
-        completions, owners, texts, old_BT, ref_BT, values_BT, scores.total_B, gap, scores.terms
-    )
+    return [old_BT, ref_BT, values_BT]
 
 
 def token_logprobs_of(

@@ -1,6 +1,6 @@
 """What PPO maximises. docs/rewards.md shows every kind at work."""
 
-from rlhf.ppo.rewards.base import Reward, Scores, score_completions
+from rlhf.ppo.rewards.base import Reward, Scores, all_scores, check_prompts, score_completions, score_own
 from rlhf.ppo.rewards.groundedness import groundedness
 from rlhf.ppo.rewards.rules import RuleList
 from rlhf.ppo.rewards.sources import RewardSources, content_of
@@ -16,7 +16,10 @@ __all__ = [
     "Term",
     "TextReward",
     "WeightedReward",
+    "all_scores",
+    "check_prompts",
     "content_of",
     "groundedness",
     "score_completions",
+    "score_own",
 ]

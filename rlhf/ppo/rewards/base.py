@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from rlhf.core.errors import DataError
+from rlhf.core.processes import Processes
 from rlhf.core.records import Prompt
 from rlhf.ppo.completions import Completions
 
 
 class Reward(Protocol):
-    """Anything with these three attributes and `score` can be given to `PPOTrainer`.
+    """Anything with these three attributes and `score` can be given to `PPOTrainer` and `evaluate`.
 
     name: what errors call it. mean, std: bring raw scores to mean 0 and deviation 1; a reward that has not been
     measured says 0 and 1.
@@ -44,12 +45,28 @@ class SumOfTerms(Protocol):
         ...
 
 
+@runtime_checkable
+class ChecksPrompts(Protocol):
+    """A reward that cannot score every prompt, and says so before the run begins."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises DataError naming the first prompt that the reward cannot read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Scores:
     """total_B: what is maximised, before any normalisation. terms: raw scores [B] of each part of a sum."""
 
     total_B: Tensor
     terms: dict[str, Tensor]
+
+
+def check_prompts(reward: Reward, prompts: Sequence[Prompt]) -> None:
+    """Ask a reward, or every part of one, whether it can score these prompts. Raises DataError."""
+    for part in reward.parts.values() if isinstance(reward, SumOfTerms) else [reward]:
+        if isinstance(part, ChecksPrompts):
+            part.check_prompts(prompts)
 
 
 def score_completions(
@@ -60,6 +77,30 @@ def score_completions(
         return Scores(_checked(reward, completions, prompts, texts), {})
     terms = {name: _checked(part, completions, prompts, texts) for name, part in reward.parts.items()}
     return Scores(reward.combine(terms), terms)
+
+
+def score_own(
+    reward: Reward, completions: Completions, prompts: Sequence[Prompt], texts: Sequence[str]
+) -> Scores:
+    """`score_completions` of the rows of this process alone; prompts and texts are those of all rows."""
+    own = completions.own
+    if not own:
+        parts = reward.parts if isinstance(reward, SumOfTerms) else {}
+        none_B = torch.zeros(0, device=completions.mask_BT.device)
+        return Scores(none_B, dict.fromkeys(parts, none_B))
+    rows = slice(own.start, own.stop)
+    return score_completions(reward, completions.of_own(), prompts[rows], texts[rows])
+
+
+def all_scores(own: Scores, processes: Processes) -> Scores:
+    """The scores of all processes' rows, from what each asked about its own."""
+    if processes.size == 1:
+        return own
+
+    def whole(scores_B: Tensor) -> Tensor:
+        return torch.tensor(processes.gather_rows(scores_B.tolist()), device=scores_B.device)
+
+    return Scores(whole(own.total_B), {name: whole(scores_B) for name, scores_B in own.terms.items()})
 
 
 def _checked(
