@@ -200,15 +200,15 @@ def panel_grid(
     subtitle: str,
     xlabel: str,
     *,
-    mark: tuple[str, int] | None = None,
+    mark: int | None = None,
     columns: int = 3,
     image: Image = "png",
 ) -> bytes:
-    """Many small pictures over one x axis, on white. mark: (label, x) of a vertical line through all of them."""
+    """Many small pictures over one x axis, on white. mark: x of a vertical line through all of them."""
     rows = math.ceil(len(panels) / columns)
     style = _STYLE | {"text.color": DARK, "axes.titlecolor": DARK, "axes.labelcolor": "#59616b"}
     with matplotlib.rc_context({**style, "svg.hashsalt": title, "axes.edgecolor": "#c3c8ce"}):
-        figure = Figure(figsize=(4.5 * columns, 2.75 * rows + 0.75), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(4.5 * columns, 2.85 * rows + 0.75), layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)  # type: ignore[union-attr]
         figure.suptitle(f"{title}\n", x=0.008, ha="left", fontsize=14, fontweight="bold")
         figure.text(
@@ -229,49 +229,53 @@ def panel_grid(
         return buffer.getvalue()
 
 
-def _draw_panel(axes: Axes, panel: Panel, mark: tuple[str, int] | None) -> None:
+def _draw_panel(axes: Axes, panel: Panel, mark: int | None) -> None:
     right = axes.twinx() if any(curve.right for curve in panel.curves) else None
-    handles = []
+    handles: list[Any] = []
     for curve in panel.curves:
-        where = right if curve.right and right is not None else axes
+        own_axis = curve.right and right is not None
+        where = right if own_axis else axes
         points = [(x, y) for x, y in zip(curve.xs, _floats(curve.ys), strict=True) if math.isfinite(y)]
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        window = max(1, len(ys) // 20)
-        look = {"marker": "o", "markersize": 4} if curve.dots or len(ys) < 3 else {}
+        look: dict[str, Any] = {"marker": "o", "markersize": 4} if curve.dots or len(ys) < 3 else {}
+        window = len(ys) // 20
         if curve.smooth and window > 1:
-            where.plot(xs, ys, color=curve.color, alpha=0.25, linewidth=0.9)
+            if not own_axis:
+                where.plot(xs, ys, color=curve.color, alpha=0.25, linewidth=0.9)
             ys = rolling_mean(ys, window)
-        line = "--" if curve.right else "-"
-        handles += where.plot(xs, ys, line, color=curve.color, label=curve.label, linewidth=1.7, **look)  # type: ignore[arg-type]
+        line = "--" if own_axis else "-"
+        handles += where.plot(xs, ys, line, color=curve.color, label=curve.label, linewidth=1.7, **look)
+        if own_axis:
+            where.set_ylabel(panel.right_label, color=curve.color)
     for label, height, color in panel.levels:
         handles.append(axes.axhline(height, color=color, linestyle=(0, (2, 2)), linewidth=1.2, label=label))
     if mark is not None:
-        line_at = axes.axvline(mark[1], color=DARK, linewidth=0.9, alpha=0.55, label=mark[0])
-        handles += [line_at] if panel.crosses else []
+        axes.axvline(mark, color=DARK, linewidth=1, alpha=0.5, linestyle=(0, (6, 3)))
     if panel.crosses:
-        top = [0.97] * len(panel.crosses)
-        red = PALETTE[4]
-        (drawn,) = axes.plot(
-            panel.crosses,
-            top,
-            "x",
-            color=red,
-            markeredgewidth=2,
-            transform=axes.get_xaxis_transform(),
-            label="alarm",
-        )
-        handles.append(drawn)
-    axes.set_title(panel.title)
+        look = {"color": PALETTE[4], "markeredgewidth": 2, "transform": axes.get_xaxis_transform()}
+        handles += axes.plot(panel.crosses, [0.96] * len(panel.crosses), "x", label="alarm", **look)
+    axes.set_title(panel.title, pad=22)
     axes.set_ylabel(panel.ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.12)
     if right is not None:
-        right.set_ylabel(panel.right_label)
         right.grid(visible=False)
         right.spines["right"].set_visible(True)
         right.margins(y=0.12)
     if len(handles) > 1:
-        axes.legend(handles=handles, fontsize=8, labelcolor="#59616b", loc="best", handlelength=1.6)
+        # Above the axes, in one row: nowhere does it hide a curve.
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.015, 0.985), "borderaxespad": 0.2}
+        legend = axes.legend(
+            handles=handles,
+            ncols=len(handles),
+            fontsize=8.5,
+            labelcolor="#59616b",
+            handlelength=1.4,
+            columnspacing=1.1,
+            handletextpad=0.45,
+            **place,
+        )
+        legend.set_in_layout(False)
 
 
 def rolling_mean(values: Sequence[float], window: int) -> list[float]:

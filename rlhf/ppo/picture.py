@@ -63,7 +63,6 @@ def run_picture(rows: Rows, config: PPOConfig, name: str, best_iteration: int) -
             "Value head",
             "explained variance",
             [_curve(rows, "explained_variance", "explained variance", BLUE, smooth=True)],
-            levels=[("perfect", 1.0, GREEN)],
         ),
     ]
     if config.rewards:
@@ -83,8 +82,8 @@ def run_picture(rows: Rows, config: PPOConfig, name: str, best_iteration: int) -
     batch = config.num_prompts * config.samples_per_prompt
     subtitle = f"iteration {done} of {config.num_iterations}, {batch} completions each"
     measured = any("eval_score" in row for row in rows)
-    mark = ("best policy", best_iteration) if measured else None
-    if mark:
+    mark = best_iteration if measured else None
+    if measured:
         subtitle += f"; best policy at iteration {best_iteration} by {config.best_metric}"
     return panel_grid(
         panels, f"PPO: {name}", subtitle, "iteration", mark=mark, columns=4 if config.rewards else 3
@@ -98,9 +97,9 @@ def _curve(rows: Rows, key: str, label: str, color: str, **look: bool) -> Curve:
 
 
 def _reward(rows: Rows) -> Panel:
-    curves = [_curve(rows, "score", "training prompts", BLUE, smooth=True)]
+    curves = [_curve(rows, "score", "training", BLUE, smooth=True)]
     if any("eval_score" in row for row in rows):
-        curves.append(_curve(rows, "eval_score", "held-out prompts", GREEN, dots=True))
+        curves.append(_curve(rows, "eval_score", "held-out", GREEN, dots=True))
     heldout = any("eval_heldout_score" in row for row in rows)
     if heldout:
         curves.append(_curve(rows, "eval_heldout_score", "held-out reward", ORANGE, dots=True, right=True))
@@ -119,9 +118,9 @@ def _terms(rows: Rows, config: PPOConfig) -> Panel:
 
 
 def _kl(rows: Rows, config: PPOConfig) -> Panel:
-    curves = [_curve(rows, "kl", "training prompts", BLUE, smooth=True)]
+    curves = [_curve(rows, "kl", "training", BLUE, smooth=True)]
     if any("eval_kl" in row for row in rows):
-        curves.append(_curve(rows, "eval_kl", "held-out prompts", GREEN, dots=True))
+        curves.append(_curve(rows, "eval_kl", "held-out", GREEN, dots=True))
     if config.kl_target is None:
         title = f"KL to the reference (weight {config.kl_coef:g})"
         return Panel(title, "nats per completion", curves)

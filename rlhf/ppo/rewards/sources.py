@@ -11,7 +11,6 @@ Finding is cheap and needs no model, so that a run directory can be checked befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +21,6 @@ from rlhf.core.backbone import Backbone
 from rlhf.core.callables import ScoringFunction, is_callable_spec
 from rlhf.core.errors import ConfigError
 from rlhf.core.inputs import find_adapter, find_path, model_name
-from rlhf.core.records import Prompt
 from rlhf.core.run import Launch
 from rlhf.ppo.config import GROUNDEDNESS, PPOConfig
 from rlhf.ppo.rewards.base import Reward
@@ -61,7 +59,7 @@ class Source:
     def load(self, backbone: Backbone, launch: Launch, config: PPOConfig, role: str) -> Reward:
         """The reward. `role` names its adapter where it sits on the shared backbone."""
         if self.kind == "groundedness":
-            return TextReward(self.text, groundedness)
+            return TextReward(self.text, groundedness, check=require_contexts)
         if self.kind == "function":
             return TextReward(self.text, _scoring_function(self.text))
         assert self.path is not None
@@ -72,7 +70,9 @@ class Source:
         if name == backbone.name:
             scorer = RewardScorer.attach(backbone, self.path, base_name=name, name=role)
             return ModelReward(scorer, self.text)
-        other = Backbone.load(base, config.model, name=name)
+        print(f"ppo: {self.text} sits on another backbone, {name}: it is loaded beside {backbone.name}")
+        device = {"device": str(backbone.device)}  # one of several processes has a device of its own
+        other = Backbone.load(base, config.model.model_copy(update=device), name=name)
         scorer = RewardScorer.attach(other, self.path, base_name=name)
         return ForeignModelReward(scorer, self.text, max_tokens=config.micro_batch_tokens)
 
@@ -112,14 +112,6 @@ class RewardSources:
         named = {f"reward.{n}" if self.config.rewards else "reward": s for n, s in self.terms.items()}
         named |= {"eval_reward": self.heldout} if self.heldout else {}
         return {name: source.path for name, source in named.items() if source.path is not None}
-
-    def check_prompts(self, prompts: Sequence[Prompt], heldout_prompts: Sequence[Prompt]) -> None:
-        """Raises DataError for a prompt that lacks what a reward reads, before the run begins."""
-        if any(source.kind == "groundedness" for source in self.terms.values()):
-            require_contexts(prompts)
-            require_contexts(heldout_prompts)
-        elif self.heldout is not None and self.heldout.kind == "groundedness":
-            require_contexts(heldout_prompts)
 
     def load(self, backbone: Backbone, launch: Launch) -> tuple[Reward, Reward | None]:
         """(what is maximised, what only evaluations see). Adapters on the shared backbone become roles of it."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from reward.score import RewardScorer
+from rlhf.core.chat import ChatCodec
+from rlhf.core.errors import DataError
 from rlhf.core.records import Prompt
 from rlhf.core.sequences import Sequences
 from rlhf.ppo.completions import Completions
@@ -37,8 +39,21 @@ class ForeignModelReward:
         self.scorer, self.name, self.max_tokens = scorer, name, max_tokens
         self.mean, self.std = scorer.scale.mean, scorer.scale.std
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises DataError naming a prompt that the reward model's template refuses or that fills its context."""
+        for prompt in prompts:
+            try:
+                self._codec.checked_prompt_ids(prompt, room=1)
+            except DataError as error:
+                who = "" if prompt.prompt_id in str(error) else f" (prompt {prompt.prompt_id})"
+                raise DataError(f"{self.name}: {error}{who}") from error
+
+    @property
+    def _codec(self) -> ChatCodec:
+        return self.scorer.backbone.codec
+
     def score(self, completions: Completions, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
-        codec = self.scorer.backbone.codec
+        codec = self._codec
         ended = completions.finished_B.tolist()
         rows = [
             [*codec.prompt_ids(prompt.messages), *codec.completion_ids(text, finished=end)]
@@ -61,9 +76,13 @@ class TextReward:
     mean, std = 0.0, 1.0
 
     def __init__(
-        self, name: str, function: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
+        self,
+        name: str,
+        function: Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]],
+        *,
+        check: Callable[[Sequence[Prompt]], None] = lambda prompts: None,
     ) -> None:
-        self.name, self.function = name, function
+        self.name, self.function, self.check_prompts = name, function, check
 
     def score(self, completions: Completions, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         return torch.tensor(list(self.function(prompts, texts)), dtype=torch.float32)
