@@ -46,6 +46,9 @@ class ModelSettings(Settings):
     """In what precision and where the frozen backbone is held."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the backbone")
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="nf4 holds the linear layers in 4 bits (extra qlora); such a base is never merged"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     attn_implementation: str | None = Field(
         None, description="attention kernel of transformers; default the best one that the architecture has"
