@@ -18,7 +18,7 @@ from rlhf.ppo.kl import clamped, k1
 from rlhf.ppo.prompts import EncodedPrompt
 from rlhf.ppo.rewards import Reward, all_scores, score_own
 from rlhf.ppo.rollout import RolloutBatch, collect
-from rlhf.ppo.scores import ScoreScale, shaped_scores
+from rlhf.ppo.scores import ScoreScale, clipped_share, shaped_scores
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def summarize(batch: RolloutBatch, scale: ScoreScale, config: PPOConfig, kl_coef
         "score": batch.scores_B.mean().item(),
         **{f"score/{name}": scores_B.mean().item() for name, scores_B in batch.terms.items()},
         "score_normalized": shaped,
+        "score_clip_share": clipped_share(batch.scores_B, scale, config),
         "objective": shaped - kl_coef * kl,
         "kl": kl,
         "kl_clamp_share": (clamped_BT.sum() / completions.mask_BT.sum()).item(),

@@ -67,6 +67,11 @@ class ScoreNormalizer:
         self._count, self._mean, self._squares = state["count"], state["mean"], state["squares"]
 
 
+def clipped_share(scores_B: Tensor, scale: ScoreScale, config: PPOConfig) -> float:
+    """Share of the scores that score_clip cuts: beyond it a better completion earns no more."""
+    return (((scores_B - scale.mean) / scale.std).abs() > config.score_clip).float().mean().item()
+
+
 def shaped_scores(scores_B: Tensor, completions: Completions, scale: ScoreScale, config: PPOConfig) -> Tensor:
     """Scores [B] as PPO maximises them; see the module's text."""
     shaped_B = ((scores_B - scale.mean) / scale.std).clamp(-config.score_clip, config.score_clip)

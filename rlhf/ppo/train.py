@@ -12,7 +12,8 @@ so resume needs no generator state.
 
 Logged per iteration: `score` raw output of the reward, `score/NAME` that of each term of a weighted sum,
 `score_normalized` what is maximised (after normalising, clipping and penalties; `score_mean` and `score_std`
-are the scale), `objective` = score_normalized - kl_coef * kl, `kl` summed k1 per completion in nats,
+are the scale, `score_clip_share` the share that was clipped), `objective` = score_normalized - kl_coef * kl,
+`kl` summed k1 per completion in nats,
 `kl_k3` its non-negative estimate, `kl_clamp_share` share of tokens whose log-ratio hit the clamp, `kl_coef`,
 `length` tokens per completion, `finished` share that ended by an end token, `distinct_2`;
 `policy_loss`, `value_loss`, `entropy` (nats per token), `kl_old_new` (k3 per token, how far the updates
@@ -359,6 +360,8 @@ class PPOTrainer:
         if self.processes.is_main:
             write_jsonl(record.path / "samples" / f"iteration-{self.iteration:06d}.jsonl", result.samples)
         is_best, alarm = self.watch.see(self.iteration, result)
+        if self.watch.alarm:
+            self.processes.say(f"ppo: alarm at iteration {self.iteration}: {self.watch.alarm}")
         if is_best:
             self.best = role_weights(self.backbone.roles[POLICY])
         return result.figures | alarm

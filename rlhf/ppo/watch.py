@@ -42,27 +42,31 @@ class Change:
 
 
 class Watch:
-    """The evaluations so far. best_*: by `best_metric`; ended: why the run ends early, or nothing."""
+    """The evaluations so far. best_*: by `best_metric`; ended: why the run ends early, or nothing; alarm: what the
+    newest evaluation has to say about reward hacking, or nothing."""
 
     def __init__(self, config: PPOConfig) -> None:
         self._config = config
         self.best_iteration, self.best_value = 0, float("-inf")
         self.since_best = 0
-        self.ended = ""
+        self.ended = self.alarm = ""
         # (iteration, scores [P], held-out scores [P]) of the last evaluations, oldest first
         self._history: list[tuple[int, Tensor, Tensor]] = []
 
     def see(self, iteration: int, result: Evaluation) -> tuple[bool, dict[str, float]]:
-        """(is this the best policy so far, figures to log). May print the alarm and set `ended`."""
+        """(is this the best policy so far, figures to log). Sets `alarm` and `ended`."""
         value = result.figures[self._config.best_metric]
         better = value > self.best_value
         if better:
             self.best_value, self.best_iteration, self.since_best = value, iteration, 0
         else:
             self.since_best += 1
-        figures = (
-            {} if result.heldout_P is None else self._alarm(iteration, result.scores_P, result.heldout_P)
-        )
+        figures = {}
+        if result.heldout_P is not None:
+            self.alarm = self._hacking(iteration, result.scores_P, result.heldout_P)
+            figures["eval_alarm"] = float(bool(self.alarm))
+            if self.alarm and self._config.on_alarm == "stop":
+                self.ended = f"the alarm was raised: {self.alarm}"
         patience = self._config.patience
         if patience is not None and self.since_best >= patience and not self.ended:
             self.ended = (
@@ -71,24 +75,21 @@ class Watch:
             )
         return better, figures
 
-    def _alarm(self, iteration: int, scores_P: Tensor, heldout_P: Tensor) -> dict[str, float]:
+    def _hacking(self, iteration: int, scores_P: Tensor, heldout_P: Tensor) -> str:
+        """What changed over the window, where the reward rose and the held-out one fell."""
         self._history = [*self._history, (iteration, scores_P, heldout_P)]
         self._history = self._history[-(self._config.alarm_evaluations + 1) :]
         since, before_P, heldout_before_P = self._history[0]
         if len(self._history) <= self._config.alarm_evaluations or len(scores_P) < 2:
-            return {"eval_alarm": 0.0}
+            return ""
         reward = Change.between(before_P, scores_P)
         heldout = Change.between(heldout_before_P, heldout_P)
         if not (reward.is_up and heldout.is_down):
-            return {"eval_alarm": 0.0}
-        message = (
+            return ""
+        return (
             f"since iteration {since} the reward rose by {reward.mean:.3g} (standard error {reward.error:.2g}) and "
             f"the held-out reward fell by {-heldout.mean:.3g} ({heldout.error:.2g})"
         )
-        print(f"ppo: alarm at iteration {iteration}: {message}")
-        if self._config.on_alarm == "stop":
-            self.ended = f"the alarm was raised: {message}"
-        return {"eval_alarm": 1.0}
 
     # ---- state -------------------------------------------------------------------------------------------
 

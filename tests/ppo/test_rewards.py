@@ -33,7 +33,7 @@ from rlhf.ppo.rewards import (
     WeightedReward,
     score_completions,
 )
-from rlhf.ppo.scores import ScoreNormalizer, ScoreScale, shaped_scores
+from rlhf.ppo.scores import ScoreNormalizer, ScoreScale, clipped_share, shaped_scores
 from rlhf.ppo.train import PPOTrainer
 
 MakeTrainer = Callable[..., tuple[PPOTrainer, PromptStream]]
@@ -376,6 +376,12 @@ def test_none_leaves_scores_as_they_are(make_trainer: MakeTrainer) -> None:
     batch = trainer.collect(stream)
     assert trainer.scores.scale == ScoreScale(0.0, 1.0)
     assert batch.scores_B.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_clipped_scores_are_counted() -> None:
+    scores_B = torch.tensor([-30.0, 4.0, 10.0, 21.0])  # normalised: -16, 1, 4, 9.5
+    config = PPOConfig(score_clip=4.0)
+    assert clipped_share(scores_B, ScoreScale(2.0, 2.0), config) == 0.5
 
 
 def test_the_clamp_of_the_log_ratio_is_counted(make_trainer: MakeTrainer) -> None:

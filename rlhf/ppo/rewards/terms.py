@@ -66,8 +66,9 @@ class ForeignModelReward:
                 f"({codec.max_tokens} tokens): the beginning of their prompts was left out"
             )
         kept = [row[-codec.max_tokens :] for row in rows]
-        backbone = self.scorer.backbone
-        return self.scorer.score_all(Sequences(backbone, kept, max_tokens=self.max_tokens, max_bytes=0))
+        # The policy's own budget falls where memory runs out.
+        budget = min(self.max_tokens, completions.sequences.max_tokens)
+        return self.scorer.score_all(Sequences(self.scorer.backbone, kept, max_tokens=budget, max_bytes=0))
 
 
 class TextReward:
