@@ -167,7 +167,7 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 def test_peak_memory_is_above_what_was_there() -> None:
     kept = torch.ones(4_000_000)
-    memory = PeakMemory()
+    memory = PeakMemory("cpu")
     del kept
     before = memory.peak_mb()
     passing = torch.ones(20_000_000)  # 80 MB

@@ -44,6 +44,11 @@ class Shape:
             "eos_token_id": END,
         }
 
+    @property
+    def wanted(self) -> range:
+        """The reward is the share of a completion's tokens in this set, half of the vocabulary."""
+        return range(self.vocabulary // 2, self.vocabulary)
+
 
 SHAPES = {
     "tiny": Shape("llama", 32, 2, 64, 4, 4, 64, False),
@@ -131,9 +136,7 @@ class Case:
 
     @property
     def wanted(self) -> range:
-        """The reward is the share of a completion's tokens in this set, half of the vocabulary."""
-        vocabulary = SHAPES[self.shape].vocabulary
-        return range(vocabulary // 2, vocabulary)
+        return SHAPES[self.shape].wanted
 
 
 @dataclass

@@ -30,8 +30,8 @@ class PeakMemory:
     Made after the imports: on Linux the high-water mark is reset there, so that the imports' own peak is out.
     """
 
-    def __init__(self) -> None:
-        self.gpu = torch.cuda.is_available()
+    def __init__(self, device: str) -> None:
+        self.gpu = device != "cpu"
         if self.gpu:
             torch.cuda.reset_peak_memory_stats()
             self.start = 0.0

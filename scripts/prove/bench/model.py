@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
 
 from bench.cases import BEGIN, END, PAD, SHAPES, UNKNOWN
 
-# The usual 0.02 makes all tokens equally likely whatever the hidden state is: nothing there for PPO to move.
-OUTPUT_SPREAD = 0.1
+# The output rows of the tokens that the reward wants differ from the others by a direction of this length. In a
+# model without any such trait all tokens are alike whatever the hidden state is, and PPO has nothing to move.
+TRAIT = 0.2
 # Positions the model is made for; rotary embeddings cost the same whatever it is.
 CONTEXT = 1024
 
@@ -20,11 +22,15 @@ def write_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int =
     """Save the model unless it is there already. Token i is the word `t<i>`."""
     if (folder / "tokenizer.json").is_file():
         return folder
+    transformers_logging.disable_progress_bar()
     sizes = SHAPES[shape]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(sizes.architecture, **sizes.config(CONTEXT))
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    torch.nn.init.normal_(model.get_output_embeddings().weight, std=OUTPUT_SPREAD)
+    direction_H = torch.nn.functional.normalize(torch.randn(sizes.hidden), dim=0)
+    with torch.no_grad():
+        rows_VH = model.get_output_embeddings().weight
+        rows_VH[list(sizes.wanted)] += (TRAIT * direction_H).to(rows_VH.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     words = {f"t{i}": i for i in range(sizes.vocabulary)}

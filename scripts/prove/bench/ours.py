@@ -107,7 +107,7 @@ def held_out(trainer: PPOTrainer, case: Case) -> tuple[float, float]:
 
 def measure(case: Case, model_dir: Path) -> Result:
     torch.set_num_threads(case.threads)
-    memory, phases = PeakMemory(), Phases()
+    memory, phases = PeakMemory(case.device), Phases()
     backbone = Backbone.load(
         str(model_dir), ModelSettings(dtype=case.dtype, device=case.device), name="bench"
     )

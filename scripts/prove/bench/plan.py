@@ -61,7 +61,7 @@ def reward_plan(base: Case, rounds: int, iterations: int) -> Iterator[Measuremen
             share=0.5,
             prompt=min(base.prompt, 16),
             completion=min(base.completion, 16),
-            lr=2e-3,
+            lr=1e-3,
             kl_coef=0.01,
             seed=base.seed + number,
             warmup=0,

@@ -149,7 +149,7 @@ def make_trainer(case: Case, model_dir: Path, output_dir: str) -> PPOTrainer:
 def measure(case: Case, model_dir: Path) -> Result:
     torch.set_num_threads(case.threads)
     torch.manual_seed(case.seed)
-    memory, phases = PeakMemory(), Phases()
+    memory, phases = PeakMemory(case.device), Phases()
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(case, model_dir, folder)
         phases.watch_optimizer(trainer.optimizer.optimizer)
