@@ -45,7 +45,13 @@ from rlhf.core.run import METRICS, Launch, Run, is_finished, read_manifest
 from rlhf.ppo.closed_form import toy_backbone
 from rlhf.ppo.config import PPOConfig
 
-REWARD = "def threes(prompts, completions):\n    return [text.count('t3') / 8 for text in completions]\n"
+REWARD = """
+def threes(prompts, completions):
+    return [text.count("t3") / 8 for text in completions]
+
+def fours(prompts, completions):
+    return [text.count("t4") / 8 for text in completions]
+"""
 # Figures of time differ from run to run, as do those of memory.
 TIMES = ("seconds", "episodes_per_s", "tokens_per_s", "peak")
 MAX_ATTEMPTS = 60
@@ -69,6 +75,8 @@ def make_world(root: Path) -> PPOConfig:
             "prompts": "prompts.jsonl",
             "eval_prompts": "eval.jsonl",
             "reward": f"{root}/reward.py:threes",
+            "eval_reward": f"{root}/reward.py:fours",
+            "score_normalization": "running",
             "num_iterations": 6,
             "num_prompts": 4,
             "samples_per_prompt": 2,
