@@ -6,8 +6,8 @@
 The first run makes an environment for the peer (--peer-env) with trl 1.12.0 and our versions of torch, transformers,
 peft and accelerate. Both sides then run in turn, each measurement in a process of its own, on the same random
 weights, prompts, lengths, batch, micro-batch rows, epochs, optimizer steps, precision and adapters; a measurement
-whose steps, lengths or adapter parameters differ from what was asked is refused. Results are kept in --results:
-a run that was ended (also by --budget-s) goes on where it stopped.
+whose steps, lengths or adapter parameters differ from what was asked is refused. Results are kept in --results, by
+the commit of the code: a run that was ended (also by --budget-s) goes on where it stopped.
 
     speed     adapters on all layers, on the top half, and on the top half with imposed mixed lengths
     reward    held-out reward after equal episodes, and the seconds to --goal, several seeds
@@ -29,6 +29,7 @@ from bench.cases import SHAPES, Case
 from bench.model import write_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MEASURED = ("rlhf", "reward", "scripts/prove/bench")
 PARTS = ("speed", "reward", "scaling")
 
 
@@ -95,28 +96,37 @@ def make_plan(options: argparse.Namespace, base: Case) -> list[plan.Measurement]
     return [m for m in measurements if m.side == plan.OURS or not options.no_peer]
 
 
+def code_version() -> str:
+    """The last commit of what is measured, marked where files differ from it; `unknown` outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    commit = git("log", "-1", "--format=%h", "--", *MEASURED) or "unknown"
+    return commit + ("-changed" if git("status", "--porcelain", "--", *MEASURED) else "")
+
+
 def main(argv: list[str]) -> int:
     options = parse(argv)
-    base = base_case(options)
+    base, version = base_case(options), code_version()
+    results_folder = options.results / version
     measurements = make_plan(options, base)
     pythons = {plan.OURS: sys.executable}
     if not options.no_peer:
         pythons[plan.THEIRS] = str(peer.make_environment(options.peer_env, REPOSITORY / "requirements.lock"))
     models = options.results / "models"
     write_model(base.shape, models / base.shape, dtype=base.dtype)
-    complete = plan.run_all(measurements, pythons, models, options.results, budget_s=options.budget_s)
+    complete = plan.run_all(measurements, pythons, models, results_folder, budget_s=options.budget_s)
 
-    results = plan.measured(measurements, options.results)
+    results = plan.measured(measurements, results_folder)
     rows = table.rows_of(results)
     comparisons = table.compare(rows, table.targets_for(base))
     learning = table.learning_of(results, options.goal)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True
-    ).stdout.strip()
     text = report.markdown(
         base,
         peer.versions(sys.executable),
-        commit or "unknown",
+        version,
         1 if options.quick else options.rounds,
         rows,
         comparisons,

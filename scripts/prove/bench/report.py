@@ -44,11 +44,11 @@ def machine(device: str) -> str:
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores{gpu}"
 
 
-def _heading(case: Case, versions: dict[str, str], commit: str, rounds: int) -> list[str]:
+def _heading(case: Case, versions: dict[str, str], version: str, rounds: int) -> list[str]:
     shape = SHAPES[case.shape]
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "trl")
+    packages = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "trl")
     return [
-        f"{datetime.now(UTC):%Y-%m-%d}, code {commit}, {machine(case.device)}, {case.threads} threads; {packages}.",
+        f"{datetime.now(UTC):%Y-%m-%d}, code {version}, {machine(case.device)}, {case.threads} threads; {packages}.",
         f"Shape {case.shape} ({shape.architecture}, hidden {shape.hidden}, {shape.layers} layers, vocabulary "
         f"{shape.vocabulary}, random weights), {case.dtype}, batch {case.batch}, prompt {case.prompt}, completion "
         f"{case.completion}, micro-batches of {case.micro_rows} rows, {case.epochs} epochs x {case.minibatches} "
@@ -142,7 +142,7 @@ def into_file(text: str, path: Path) -> None:
 def markdown(
     case: Case,
     versions: dict[str, str],
-    commit: str,
+    version: str,
     rounds: int,
     rows: dict[tuple[str, str], Row],
     comparisons: list[Comparison],
@@ -151,7 +151,7 @@ def markdown(
 ) -> str:
     """One run's section of docs/benchmarks.md, its second-level heading first."""
     lines = [f"## {case.shape} on {'a CPU' if case.device == 'cpu' else 'a GPU'}", ""]
-    lines += _heading(case, versions, commit, rounds)
+    lines += _heading(case, versions, version, rounds)
     if rows:
         lines += ["", "### Speed and memory", "", *speed_table(rows)]
     if comparisons:
