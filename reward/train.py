@@ -51,6 +51,30 @@ def run(config: RewardConfig, launch: Launch) -> None:
         required(config.snapshot, "snapshot", "a directory written by `rlhf export`"), launch
     )
     out = launch.out or Workspace(launch.workspace).runs / "reward"
+    if launch.dry_run:
+        backbone, data = _load(backbone_path, snapshot, config, launch)
+        counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in data.pairs.items())
+        print(f"reward: would train on {backbone.name} with {counts} comparisons into {out}")
+        return
+    parents = {"snapshot": snapshot} | (
+        {"backbone": Path(backbone_path)} if Path(backbone_path).exists() else {}
+    )
+    # Opened before the model is loaded: a second launcher and a finished run are answered at once.
+    with Run.open(
+        out, stage="reward", settings=config, launch=launch, parents=parents, seed=config.seed
+    ) as record:
+        if record.finished:
+            print(f"reward: {out} is already finished")
+            return
+        backbone, data = _load(backbone_path, snapshot, config, launch)
+        record.begin()
+        train(backbone, data, config, record)
+
+
+def _load(
+    backbone_path: str, snapshot: Path, config: RewardConfig, launch: Launch
+) -> tuple[Backbone, PairData]:
+    """The backbone and the comparisons in its tokens. Raises ModelError and DataError."""
     backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
     max_tokens = min(config.max_tokens or backbone.codec.max_tokens, backbone.codec.max_tokens)
     data = load_pairs(
@@ -67,20 +91,7 @@ def run(config: RewardConfig, launch: Launch) -> None:
         raise DataError(
             f"{snapshot}: all {count} training comparisons are ties, which --ties ignore leaves out"
         )
-    if launch.dry_run:
-        counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in data.pairs.items())
-        print(f"reward: would train on {backbone.name} with {counts} comparisons into {out}")
-        return
-    parents = {"snapshot": snapshot} | (
-        {"backbone": Path(backbone_path)} if Path(backbone_path).exists() else {}
-    )
-    with Run.start(
-        out, stage="reward", settings=config, launch=launch, parents=parents, seed=config.seed
-    ) as record:
-        if record.finished:
-            print(f"reward: {out} is already finished")
-            return
-        train(backbone, data, config, record)
+    return backbone, data
 
 
 def train(backbone: Backbone, data: PairData, config: RewardConfig, record: Run) -> None:

@@ -135,7 +135,7 @@ def main(argv: list[str]) -> int:
         return 0
     except RlhfError as error:
         _show_traceback()
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if error.quiet else _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -47,7 +47,12 @@ class SFTConfig(Settings):
     seed: int = Field(0, ge=0, description="seed of adapter, split, order and dropout")
 
     @model_validator(mode="after")
-    def _divisible(self) -> SFTConfig:
+    def _fits_together(self) -> SFTConfig:
+        if self.model.quantization != "none":
+            raise ValueError(
+                f"model.quantization is {self.model.quantization}; sft needs none (it merges its adapter into the "
+                "model that it saves)"
+            )
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be divisible by micro_batch_size ({self.micro_batch_size})"

@@ -55,27 +55,21 @@ def run(config: SFTConfig, launch: Launch) -> None:
     base_path = find_model(required(config.base, "base", "the model to tune"), launch)
     data_path = find_path(required(config.data, "data", "a JSONL of demonstrations"), launch)
     out = launch.out or Workspace(launch.workspace).runs / "sft"
-    backbone = Backbone.load(base_path, config.model, name=model_name(base_path, launch))
-    max_tokens = min(config.max_tokens or backbone.codec.max_tokens, backbone.codec.max_tokens)
-    examples, num_too_long = load_examples(
-        data_path, backbone.codec, max_tokens=max_tokens, drop_too_long=config.on_too_long == "drop"
-    )
-    train_set, validation_set = split_examples(
-        examples, config.validation_fraction, config.seed, str(data_path)
-    )
-    if num_too_long:
-        print(f"sft: left out {num_too_long} demonstrations longer than {max_tokens} tokens")
     if launch.dry_run:
+        backbone, train_set, validation_set, _ = _load(base_path, data_path, config, launch)
         counts = f"{len(train_set)} demonstrations and validate on {len(validation_set)}"
         print(f"sft: would tune {backbone.name} on {counts}, into {out}")
         return
     parents = {"data": data_path} | ({"base": Path(base_path)} if Path(base_path).exists() else {})
-    with Run.start(
+    # Opened before the model is loaded: a second launcher and a finished run are answered at once.
+    with Run.open(
         out, stage="sft", settings=config, launch=launch, parents=parents, seed=config.seed
     ) as record:
         if record.finished:
             print(f"sft: {out} is already finished")
             return
+        backbone, train_set, validation_set, num_too_long = _load(base_path, data_path, config, launch)
+        record.begin()
         role = backbone.add_role(ROLE, config.lora, seed=config.seed)
         watch = train(backbone, role, train_set, validation_set, config, record)
         save_policy(role, record.path / "adapter", backbone)
@@ -94,6 +88,23 @@ def run(config: SFTConfig, launch: Launch) -> None:
             f"sft: validation loss {watch.before:.4f} -> {watch.best_loss:.4f} nats per token "
             f"at step {watch.best_step} of {watch.step}; saved in {record.path / 'model'}"
         )
+
+
+def _load(
+    base_path: str, data_path: Path, config: SFTConfig, launch: Launch
+) -> tuple[Backbone, list[Example], list[Example], int]:
+    """(backbone, training and validation examples, how many were too long). Raises ModelError and DataError."""
+    backbone = Backbone.load(base_path, config.model, name=model_name(base_path, launch))
+    max_tokens = min(config.max_tokens or backbone.codec.max_tokens, backbone.codec.max_tokens)
+    examples, num_too_long = load_examples(
+        data_path, backbone.codec, max_tokens=max_tokens, drop_too_long=config.on_too_long == "drop"
+    )
+    train_set, validation_set = split_examples(
+        examples, config.validation_fraction, config.seed, str(data_path)
+    )
+    if num_too_long:
+        print(f"sft: left out {num_too_long} demonstrations longer than {max_tokens} tokens")
+    return backbone, train_set, validation_set, num_too_long
 
 
 def train(
@@ -213,10 +224,9 @@ def mean_loss(backbone: Backbone, role: Role, examples: Sequence[Example], max_t
         hidden_BSH = backbone.hidden(role.name, tokens_BS)
         counts_BS: Tensor = mask_BS[:, 1:]
         logprobs_N, _ = token_logprobs(
-            backbone.logits,
+            backbone.head,
             hidden_BSH[:, :-1][counts_BS],
             tokens_BS[:, 1:][counts_BS],
-            vocab_size=backbone.vocab_size,
         )
         total -= logprobs_N.double().sum().item()
     role.model.train(training)

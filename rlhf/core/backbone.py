@@ -33,11 +33,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from rlhf.core.allocator import keep_freed_memory
 from rlhf.core.chat import ChatCodec, first_line
 from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_decoder
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.fused import fuse
 from rlhf.core.lora import speed_up
+from rlhf.core.quantization import is_quantized, keep_bytes, loading_options
 from rlhf.core.randomness import derived_seed
 from rlhf.core.settings import LoraSettings, ModelSettings
 from rlhf.core.trimming import Trim, make_trim
@@ -102,6 +104,8 @@ def check_model_dir(path: str | Path) -> None:
 def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, ChatCodec]:
     """A frozen causal language model in eval mode and the codec beside it. Raises ModelError."""
     check_model_dir(path)
+    device = resolve_device(settings.device)
+    quantization = loading_options(settings, device)
     # Our stages show one progress line of their own; a bar for every loaded tensor would bury it.
     transformers_logging.disable_progress_bar()
     try:
@@ -113,6 +117,7 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
             attn_implementation=settings.attn_implementation,
             trust_remote_code=False,
             use_safetensors=True,
+            **quantization,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -124,7 +129,8 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
         generation = model.generation_config
     codec = ChatCodec.from_pretrained(path, config, generation)
     model.requires_grad_(False)
-    return model.eval().to(resolve_device(settings.device)), codec
+    keep_bytes(model)
+    return (model.eval() if quantization else model.eval().to(device)), codec
 
 
 class Backbone:
@@ -152,6 +158,8 @@ class Backbone:
     @classmethod
     def load(cls, path: str | Path, settings: ModelSettings, *, name: str | None = None) -> Backbone:
         """Load the base once. Raises ModelError for anything that is not a causal language model."""
+        if resolve_device(settings.device).type == "cpu":
+            keep_freed_memory()
         model, codec = load_causal_lm(path, settings)
         return cls(model, codec, name or str(path))
 
@@ -326,13 +334,18 @@ class Backbone:
     def merged(self, role: str) -> Any:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
-        It is the role's own model where its layers hold their merged weights. Otherwise only the adapted matrices are new tensors. The base is never merged in place: unmerging by
-        subtraction does not give back the same bits.
+        It is the role's own model where its layers hold their merged weights. Otherwise only the adapted matrices
+        are new tensors. The base is never merged in place: unmerging by subtraction does not give back the same
+        bits. A quantised base is not merged at all: base and adapter stay apart in the copy, which shares every
+        tensor with the role.
         """
         chosen = self.roles[role]
         if chosen.lora is None or chosen.holds_merged:
             return chosen.causal_lm
+        # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
         clone = share_clone(chosen.causal_lm).eval()
+        if is_quantized(clone):
+            return clone
         for name, module in list(clone.named_modules()):
             if isinstance(module, LoraLayer):
                 clone.set_submodule(name, _merged_module(module))

@@ -48,7 +48,7 @@ def commit_checkpoint(root: Path, step: int, write: Callable[[Path], None], *, k
         files[path.relative_to(partial).as_posix()] = _sha256(path)
         _fsync(path)
     manifest = partial / MANIFEST
-    manifest.write_text(json.dumps({"step": step, "files": files}, indent=2) + "\n", encoding="utf-8")
+    manifest.write_text(_manifest_text(step, files), encoding="utf-8")
     _fsync(manifest)
     _fsync(partial)
     os.rename(partial, final)
@@ -82,9 +82,14 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Raise CheckpointError unless every file is there and has the bytes that were committed."""
+    """Raise CheckpointError unless every file is there and has the bytes that were committed.
+
+    The manifest follows from the folder's name and the files' checksums, so damage to it shows too.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        # As bytes: reading as text would take one kind of line end for another.
+        text = (folder / MANIFEST).read_bytes().decode("utf-8")
+        files = json.loads(text)["files"]
         found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {MANIFEST}
         if found != set(files):
             different = sorted(found ^ set(files))
@@ -92,6 +97,8 @@ def verify_checkpoint(folder: Path) -> None:
         for name, expected in files.items():
             if _sha256(folder / name) != expected:
                 raise CheckpointError(f"{folder / name}: does not match its checksum")
+        if text != _manifest_text(int(folder.name.removeprefix("step-")), files):
+            raise CheckpointError(f"{folder / MANIFEST}: damaged (it was not written like this)")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -121,6 +128,10 @@ def load_state(folder: Path) -> dict[str, Any]:
         return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises what its unpickler happens to meet
         raise CheckpointError(f"{folder / STATE_FILE}: cannot be read ({first_line(error)})") from error
+
+
+def _manifest_text(step: int, files: dict[str, str]) -> str:
+    return json.dumps({"step": step, "files": files}, indent=2) + "\n"
 
 
 def _sha256(path: Path) -> str:

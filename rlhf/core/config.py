@@ -193,8 +193,8 @@ def _mirror(cls: type[BaseModel], defaults: BaseModel | None = None) -> Any:
             inner = None if field.is_required() else field.get_default(call_default_factory=True)
             fields[name] = Annotated[_mirror(nested, inner), tyro.conf.arg(help=field.description or "")]
             continue
-        kind = str if _is_dict(field.annotation) else field.annotation
-        shape = " as JSON" if _is_dict(field.annotation) else ""
+        kind = str if _is_json(field.annotation) else field.annotation
+        shape = " as JSON" if _is_json(field.annotation) else ""
         argument = tyro.conf.arg(
             help=(field.description or "") + shape, help_behavior_hint=_default_text(name, field, defaults)
         )
@@ -211,14 +211,16 @@ def _default_text(name: str, field: Any, defaults: BaseModel | None) -> str:
     return f"(default: {value})"
 
 
-def _is_dict(annotation: Any) -> bool:
+def _is_json(annotation: Any) -> bool:
+    """Dictionaries and lists of settings have no form of their own on the command line."""
     if typing.get_origin(annotation) in (Union, types.UnionType):
-        return any(_is_dict(member) for member in typing.get_args(annotation))
-    return annotation is dict or typing.get_origin(annotation) is dict
+        return any(_is_json(member) for member in typing.get_args(annotation))
+    members = typing.get_args(annotation)
+    return dict in (annotation, typing.get_origin(annotation)) or any(map(_nested, members))
 
 
 def _decoded(cls: type[BaseModel], parsed: dict[str, Any], prog: str) -> dict[str, Any]:
-    """Dictionary options arrive as JSON text; nested settings that nobody touched are dropped."""
+    """Dictionaries and lists of settings arrive as JSON text; nested settings that nobody touched are dropped."""
     values: dict[str, Any] = {}
     for name, value in parsed.items():
         annotation = cls.model_fields[name].annotation
@@ -226,7 +228,7 @@ def _decoded(cls: type[BaseModel], parsed: dict[str, Any], prog: str) -> dict[st
         if nested:
             if value:
                 values[name] = _decoded(nested, dict(value), prog)
-        elif _is_dict(annotation):
+        elif _is_json(annotation):
             try:
                 values[name] = json.loads(value)
             except ValueError as error:
@@ -292,12 +294,13 @@ def _explain(
 ) -> str:
     path, message = problems(error)[0]
     key = _known_part(cls, path)
-    name = ".".join(key)
-    if message == "is missing":
+    inside = _place_in_list(cls, key, path)
+    name = ".".join(key) + inside
+    if message == "is missing" and not inside:
         where = f" or '{name}' in {config_file}" if config_file else ""
         return f"{prog}: {_shown_option(cls, key)}{where} is required"
     if any(option[: len(key)] == key for option in given) and key:
-        return f"{prog}: {_option(key)}: {message}"
+        return f"{prog}: {_option(key)}{inside}: {message}"
     line = next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), None)
     if line is not None:
         return f"{config_file}:{line}: {name}: {message}"
@@ -314,3 +317,13 @@ def _known_part(cls: type[BaseModel], path: Key) -> Key:
         key.append(part)
         model = _nested(model.model_fields[part].annotation)
     return tuple(key)
+
+
+def _place_in_list(cls: type[BaseModel], key: Key, path: Key) -> str:
+    """`[0].weight` for a problem inside a list of settings, else nothing."""
+    field = known_keys(cls).get(key)
+    members = typing.get_args(field.annotation) if field is not None else ()
+    if not any(map(_nested, members)) or len(path) == len(key):
+        return ""
+    number, *rest = path[len(key) :]
+    return f"[{number}]" + "".join(f".{part}" for part in rest)

@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.core.errors import ModelError
+from rlhf.core.quantization import quantization_states
 
 _LAYER_LISTS = ("layers", "h", "blocks")
 _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -48,7 +49,8 @@ def share_clone(model: nn.Module) -> Any:
 
     Adapters injected into the clone leave `model` untouched, and the weights exist once.
     """
-    memo = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    shared = itertools.chain(model.parameters(), model.buffers(), quantization_states(model))
+    memo = {id(t): t for t in shared}
     return copy.deepcopy(model, memo)
 
 

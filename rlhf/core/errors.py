@@ -13,9 +13,13 @@ EXIT_GUARD = 3
 
 
 class RlhfError(Exception):
-    """Base of all errors raised on purpose. `exit_code` is what the command line ends with."""
+    """Base of all errors raised on purpose. `exit_code` is what the command line ends with.
+
+    quiet: another process of the same run prints the line.
+    """
 
     exit_code = EXIT_USAGE
+    quiet = False
 
 
 class ConfigError(RlhfError, ValueError):
@@ -46,6 +50,12 @@ class GuardStop(RlhfError, RuntimeError):
     """A guard ended a run on purpose: NaN or Inf in training, or a gate that was not passed."""
 
     exit_code = EXIT_GUARD
+
+
+class PeerError(RlhfError, RuntimeError):
+    """Another process of the same run failed, and this one ends with it."""
+
+    exit_code = 1
 
 
 class Stopped(RlhfError, RuntimeError):

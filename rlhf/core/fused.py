@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x [.., H] -> x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, arXiv:1910.07467); keeps x and a number a row."""
+    """x [.., H] -> x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, arXiv:1910.07467).
+
+    Keeps x and one number a row.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -24,7 +27,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * scale).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, scale = ctx.saved_tensors
         dx = grad * weight
         along = torch.linalg.vecdot(dx, x)[..., None] * scale.pow(3) / x.shape[-1]
@@ -40,7 +43,7 @@ class _GatedSiLU(torch.autograd.Function):
         return nn.functional.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         gate, up = ctx.saved_tensors
         dup = nn.functional.silu(gate).mul_(grad)
         return torch.ops.aten.silu_backward(grad * up, gate), dup

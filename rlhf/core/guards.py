@@ -1,19 +1,24 @@
-"""What ends a run on purpose: a number that is not finite, or a signal."""
+"""What ends a run on purpose, a number that is not finite or a signal, and what need not end it: too little memory."""
 
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType, TracebackType
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+from rlhf.core.batching import token_budget_batches
 from rlhf.core.errors import GuardStop, Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+Result = TypeVar("Result")
 
 
 class SignalGuard:
@@ -22,10 +27,14 @@ class SignalGuard:
     A handler that raised at once could leave an optimizer half stepped; `check` is called between
     micro-batches and between sampled tokens, so a stop is noticed in well under a second and at a place
     where the state is whole. A second signal is handled as if there were no guard.
+
+    echo_s: with several processes a stop comes twice, from the terminal and from the launcher that passes it on;
+    for so many seconds a second signal means the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo_s: float = 0.0) -> None:
         self.received: int | None = None
+        self._echo_s, self._until = echo_s, 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> SignalGuard:
@@ -41,8 +50,13 @@ class SignalGuard:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if self.received is None:
+            self.received, self._until = number, time.monotonic() + self._echo_s
+        elif time.monotonic() >= self._until:
+            self._restore()
+            os.kill(os.getpid(), number)
+        if not self._echo_s:
+            self._restore()
 
     def _restore(self) -> None:
         for number, previous in self._previous.items():
@@ -71,3 +85,43 @@ def require_finite_parameters(where: str, parameters: Iterable[nn.Parameter]) ->
         raise GuardStop(
             f"{where}: a weight is not finite; the run stopped and its last good checkpoint is kept"
         )
+
+
+class TokenBudget:
+    """Padded tokens per forward and backward, halved whenever memory runs out and never raised again."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def fit(self, work: Callable[[int], Result], lengths: Sequence[int]) -> Result:
+        """`work(tokens)`, from its start again with half the budget each time memory runs out.
+
+        lengths: of the rows that `work` cuts into micro-batches. Raises GuardStop when one row alone is too much.
+        """
+        while True:
+            try:
+                return work(self.tokens)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(lengths)
+            # Here the error and with it the frames that held the tensors are gone.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self, lengths: Sequence[int]) -> None:
+        longest = max(lengths)
+        # A budget far above what the rows can fill is first brought down to what they did fill.
+        used = max(len(b) * max(lengths[i] for i in b) for b in token_budget_batches(lengths, self.tokens))
+        if used <= longest:
+            raise GuardStop(
+                f"out of memory with one row of {longest} tokens at a time; expected more memory, a shorter "
+                "sampling.max_completion_tokens, --gradient-checkpointing or --model.dtype bfloat16"
+            )
+        self.tokens = max(longest, used // 2)
+        print(f"out of memory: micro_batch_tokens is {self.tokens} from here on")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator refused: torch's on a GPU, or the one for the CPU, which has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -16,9 +16,7 @@ def key_value_cache(config: Any, capacity: int) -> DynamicCache:
     Sliding-window and other layers stay as transformers makes them: they do not grow with the text.
     """
     cache = DynamicCache(config=config)
-    cache.layers = [
-        RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
+    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 

@@ -113,7 +113,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return torch.cat(logprobs), entropy_N
 
     @staticmethod
-    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_N: Tensor, entropy_grad_N: Tensor | None) -> tuple[Any, ...]:
         slopes_NH, entropy_slopes_NH = ctx.saved_tensors
         total_NH = slopes_NH * grad_N[:, None].to(slopes_NH.dtype)
         if entropy_slopes_NH is not None and entropy_grad_N is not None:

@@ -22,7 +22,6 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-
 # The sums of one role: 256 MiB are 67 million adapted weights.
 MAX_MERGED_BYTES = 256 << 20
 
@@ -39,7 +38,7 @@ class _MergedLinear(torch.autograd.Function):
         return nn.functional.linear(x, merged, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, merged, a, b = ctx.saved_tensors
         dx = grad @ merged if ctx.needs_input_grad[0] else None
         return dx, None, None, *_adapter_gradients(grad, x, a, b, ctx.scaling), None
@@ -57,7 +56,7 @@ class _MergedEachTime(torch.autograd.Function):
         return nn.functional.linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, a, b = ctx.saved_tensors
         dx = None
         if ctx.needs_input_grad[0]:
@@ -80,7 +79,7 @@ class _AddedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, a, b = ctx.saved_tensors
         dx = None
         if ctx.needs_input_grad[0]:

@@ -105,8 +105,16 @@ _live: Progress | None = None  # rich allows one live display; nested calls add 
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, *, stage: str = "") -> Iterator[Tracker]:
-    """Show the progress of `total` units (None: unknown) while the block runs, on standard error."""
+def progress(
+    description: str, total: int | None, *, stage: str = "", silent: bool = False
+) -> Iterator[Tracker]:
+    """Show the progress of `total` units (None: unknown) while the block runs, on standard error.
+
+    silent: show nothing, as for all but one of several processes.
+    """
+    if silent:
+        yield Tracker(lambda n, values: None)
+        return
     title = f"{stage}: {description}" if stage else description
     show = _bar if sys.stderr.isatty() else _plain_lines
     with show(title, total) as tracker:

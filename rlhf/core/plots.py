@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import matplotlib
@@ -23,6 +25,7 @@ Numbers = Sequence[float | None]
 Series = Mapping[str, tuple[Numbers, Numbers]]
 
 INK = "#7d8590"  # text and axes: readable on white and on near-black
+DARK = "#23292f"  # text on white
 GRID = "#7d859033"
 PALETTE = ("#3d7eca", "#e0803a", "#3a9d6e", "#a86bc4", "#cf5062", "#8a8f3a")
 _STYLE = {
@@ -160,6 +163,128 @@ def reliability_plot(
         axes.legend(loc="upper left")
 
     return _picture(draw, title, "predicted probability", "observed frequency", image)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a panel, of which missing values (None, NaN) are left out.
+
+    dots: measured now and then, so every point is marked. right: on an axis of its own, dashed. smooth: a rolling
+    mean over the raw values, which stay visible behind it, where there are many of them.
+    """
+
+    label: str
+    xs: Sequence[int]
+    ys: Numbers
+    color: str
+    dots: bool = False
+    right: bool = False
+    smooth: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """levels: (label, height, colour) of horizontal lines. crosses: xs marked with a red cross, above."""
+
+    title: str
+    ylabel: str
+    curves: Sequence[Curve]
+    right_label: str = ""
+    levels: Sequence[tuple[str, float, str]] = ()
+    crosses: Sequence[int] = ()
+
+
+def panel_grid(
+    panels: Sequence[Panel],
+    title: str,
+    subtitle: str,
+    xlabel: str,
+    *,
+    mark: int | None = None,
+    columns: int = 3,
+    image: Image = "png",
+) -> bytes:
+    """Many small pictures over one x axis, on white. mark: x of a vertical line through all of them."""
+    rows = math.ceil(len(panels) / columns)
+    style = _STYLE | {"text.color": DARK, "axes.titlecolor": DARK, "axes.labelcolor": "#59616b"}
+    with matplotlib.rc_context({**style, "svg.hashsalt": title, "axes.edgecolor": "#c3c8ce"}):
+        figure = Figure(figsize=(4.5 * columns, 2.85 * rows + 0.75), layout="constrained", facecolor="white")
+        figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)  # type: ignore[union-attr]
+        figure.suptitle(f"{title}\n", x=0.008, ha="left", fontsize=14, fontweight="bold")
+        figure.text(
+            0.008, 1 - 0.5 / figure.get_figheight(), subtitle, fontsize=10, color="#59616b", va="center"
+        )
+        grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        for axes, panel in zip_longest(grid, panels):
+            if panel is None:
+                axes.set_visible(False)
+                continue
+            _draw_panel(axes, panel, mark)
+        for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+            axes.set_xlabel(xlabel)
+            axes.tick_params(labelbottom=True)
+        buffer = io.BytesIO()
+        metadata = {"Date": None, "Creator": None} if image == "svg" else {"Software": None}
+        figure.savefig(buffer, format=image, facecolor="white", dpi=110, metadata=metadata)
+        return buffer.getvalue()
+
+
+def _draw_panel(axes: Axes, panel: Panel, mark: int | None) -> None:
+    right = axes.twinx() if any(curve.right for curve in panel.curves) else None
+    handles: list[Any] = []
+    for curve in panel.curves:
+        own_axis = curve.right and right is not None
+        where = right if own_axis else axes
+        points = [(x, y) for x, y in zip(curve.xs, _floats(curve.ys), strict=True) if math.isfinite(y)]
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        look: dict[str, Any] = {"marker": "o", "markersize": 4} if curve.dots or len(ys) < 3 else {}
+        window = len(ys) // 20
+        if curve.smooth and window > 1:
+            if not own_axis:
+                where.plot(xs, ys, color=curve.color, alpha=0.25, linewidth=0.9)
+            ys = rolling_mean(ys, window)
+        line = "--" if own_axis else "-"
+        handles += where.plot(xs, ys, line, color=curve.color, label=curve.label, linewidth=1.7, **look)
+        if own_axis:
+            where.set_ylabel(panel.right_label, color=curve.color)
+    for label, height, color in panel.levels:
+        handles.append(axes.axhline(height, color=color, linestyle=(0, (2, 2)), linewidth=1.2, label=label))
+    if mark is not None:
+        axes.axvline(mark, color=DARK, linewidth=1, alpha=0.5, linestyle=(0, (6, 3)))
+    if panel.crosses:
+        look = {"color": PALETTE[4], "markeredgewidth": 2, "transform": axes.get_xaxis_transform()}
+        handles += axes.plot(panel.crosses, [0.96] * len(panel.crosses), "x", label="alarm", **look)
+    axes.set_title(panel.title, pad=22)
+    axes.set_ylabel(panel.ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.12)
+    if right is not None:
+        right.grid(visible=False)
+        right.spines["right"].set_visible(True)
+        right.margins(y=0.12)
+    if len(handles) > 1:
+        # Above the axes, in one row: nowhere does it hide a curve.
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.015, 0.985), "borderaxespad": 0.2}
+        legend = axes.legend(
+            handles=handles,
+            ncols=len(handles),
+            fontsize=8.5,
+            labelcolor="#59616b",
+            handlelength=1.4,
+            columnspacing=1.1,
+            handletextpad=0.45,
+            **place,
+        )
+        legend.set_in_layout(False)
+
+
+def rolling_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of at most `window` values on either side of each."""
+    means = []
+    for place in range(len(values)):
+        near = values[max(0, place - window) : place + window + 1]
+        means.append(sum(near) / len(near))
+    return means
 
 
 def _picture(draw: Any, title: str, xlabel: str, ylabel: str, image: Image) -> bytes:

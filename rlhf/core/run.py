@@ -10,10 +10,12 @@ Nothing that exists is overwritten or deleted: a second launcher is refused, a f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -130,15 +132,18 @@ def is_finished(directory: Path) -> bool:
 
 
 class Run:
-    """One run directory, held by a lock until the `with` block ends. Made by `Run.start`."""
+    """One run directory, held by a lock until the `with` block ends. Made by `Run.open` or `Run.start`.
+
+    finished: it was finished before. resuming: it holds an unfinished run of the same settings.
+    """
+
+    metrics: MetricsLog
 
     def __init__(
-        self, path: Path, lock: FileLock, manifest: Manifest, *, finished: bool, resuming: bool
+        self, path: Path, lock: FileLock | None, settings: Settings | None, made: list[Path]
     ) -> None:
-        self.path, self.manifest = path, manifest
-        self.finished, self.resuming = finished, resuming
-        self.metrics = MetricsLog(path / METRICS)
-        self._lock = lock
+        self.path, self._lock, self._settings = path, lock, settings
+        self._made, self._begun, self._replaces = made, False, False
 
     @classmethod
     def start(
@@ -151,7 +156,24 @@ class Run:
         parents: dict[str, Path],
         seed: int,
     ) -> Run:
-        """Open `out` for a run of `stage`.
+        """`open` and, unless the run is finished, `begin`: for stages that have read their inputs already."""
+        run = cls.open(out, stage=stage, settings=settings, launch=launch, parents=parents, seed=seed)
+        if not run.finished:
+            run.begin()
+        return run
+
+    @classmethod
+    def open(
+        cls,
+        out: Path,
+        *,
+        stage: str,
+        settings: Settings,
+        launch: Launch,
+        parents: dict[str, Path],
+        seed: int,
+    ) -> Run:
+        """Take `out` for a run of `stage`, before anything slow is read. Nothing is written until `begin`.
 
         New or empty directory: a fresh run. Finished with the same settings, seed and inputs: `finished` is
         True and the caller returns. Unfinished: continued with --resume only. --force sets the old directory
@@ -160,24 +182,41 @@ class Run:
         """
         path = Path(os.path.abspath(out))
         _refuse_foreign(path)
-        wanted = _describe(stage, settings, Workspace(launch.workspace), parents, seed)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        lock = _locked(path)
+        run = cls(path, _locked(path), settings, made)
         try:
+            wanted = _describe(stage, settings, Workspace(launch.workspace), parents, seed)
             found = read_manifest(path) if (path / MANIFEST).exists() else None
             finished = is_finished(path)
             keep = found is not None and _may_keep(path, found, wanted, finished, launch)
-            if found is not None and not keep:
-                lock = _set_aside(path, lock)
-            if not (keep and finished):
-                write_text(path / CONFIG, settings_to_yaml(settings))
-                write_json(path / MANIFEST, wanted)
-                (path / CHECKPOINTS).mkdir(exist_ok=True)
-            manifest = found if keep and found is not None and finished else wanted
-            return cls(path, lock, manifest, finished=keep and finished, resuming=keep and not finished)
+            run._replaces = found is not None and not keep
+            run.finished, run.resuming = keep and finished, keep and not finished
+            run.manifest = found if run.finished and found is not None else wanted
+            return run
         except BaseException:
-            lock.release()
+            run.__exit__()
             raise
+
+    @classmethod
+    def follow(cls, path: Path, *, finished: bool, resuming: bool) -> Run:
+        """The run that another process has opened: this one knows where it is and writes nothing there."""
+        run = cls(path, None, None, [])
+        run.finished, run.resuming, run._begun = finished, resuming, True
+        return run
+
+    def begin(self) -> None:
+        """Write config and manifest: from here on `out` holds this run. With --force the old one is renamed first."""
+        if self._lock is None or self._settings is None:
+            return  # a follower's
+        if self._replaces:
+            self._lock = _set_aside(self.path, self._lock)
+        self._begun = True
+        write_text(self.path / CONFIG, settings_to_yaml(self._settings))
+        write_json(self.path / MANIFEST, self.manifest)
+        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+        _remove_leftovers(self.path)
+        self.metrics = MetricsLog(self.path / METRICS)
 
     def finish(self, metrics: dict[str, Any], extra: dict[str, Any] | None = None) -> None:
         """Write the manifest with the final metrics, then the marker. Call it when all else is on disk.
@@ -195,7 +234,13 @@ class Run:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+        if self._made and not self._begun:  # an input was refused: leave nothing behind
+            (self.path / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another launcher may have put something there meanwhile
+                for folder in self._made:
+                    folder.rmdir()
+        if self._lock is not None:
+            self._lock.release()
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -218,6 +263,14 @@ def _refuse_foreign(path: Path) -> None:
             raise ConfigError(
                 f"--out {path}: its {MANIFEST} is not one of a run; choose another directory"
             ) from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Half-written files and checkpoints of a process that was killed. Only the holder of the lock may do this."""
+    for folder in (path / CHECKPOINTS).glob(".*-[0-9]*"):
+        shutil.rmtree(folder)
+    for file in path.rglob(".*.tmp"):
+        file.unlink()
 
 
 def _locked(path: Path) -> FileLock:

@@ -21,7 +21,6 @@ from rlhf.core.decoder import decoder_layers
 from rlhf.core.kv_cache import key_value_cache
 from rlhf.core.randomness import uniforms
 from rlhf.core.settings import SamplingSettings
-from rlhf.core.stopping import StopRule
 from rlhf.core.vocabulary import OutputHead
 
 # Copying the key/value cache to drop finished rows pays once a quarter of them are done.
@@ -73,8 +72,9 @@ def sample(
     requests: Sequence[Request],
     settings: SamplingSettings,
     *,
-    stop: StopRule,
+    end_token_ids: Sequence[int],
     seed: int,
+    ended_by_text: Callable[[Sequence[int]], bool] | None = None,
     max_batch_tokens: int = 65_536,
     capture_layer: int | None = None,
     read: Callable[[Tensor], Tensor] | None = None,
@@ -84,6 +84,7 @@ def sample(
     """Draw one completion per request, in the order of the requests.
 
     model: a causal LM of transformers (a role merged by `Backbone.merged`).
+    ended_by_text: True for the tokens of a completion that ends here though no end token has come (stop strings).
     max_batch_tokens: rows x (prompt + completion) tokens decoded at once; bounds the key/value cache.
     read: maps hidden states [B, H] to one number a row, [B].
     on_step is called after each token (a place to notice signals), on_done with the number of rows of each
@@ -92,7 +93,14 @@ def sample(
     results = [Sampled() for _ in requests]
     for places in plan_batches(requests, settings, max_batch_tokens):
         decoding = _Decoding(
-            model, [requests[i] for i in places], settings, stop, seed, capture_layer=capture_layer, read=read
+            model,
+            [requests[i] for i in places],
+            settings,
+            end_token_ids,
+            seed,
+            ended_by_text=ended_by_text,
+            capture_layer=capture_layer,
+            read=read,
         )
         for place, result in zip(places, decoding.run(on_step), strict=True):
             results[place] = result
@@ -108,19 +116,21 @@ class _Decoding:
         model: Any,
         requests: list[Request],
         settings: SamplingSettings,
-        stop: StopRule,
+        end_token_ids: Sequence[int],
         seed: int,
         *,
+        ended_by_text: Callable[[Sequence[int]], bool] | None,
         capture_layer: int | None,
         read: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self.requests, self.settings, self.stop, self.seed, self.read = requests, settings, stop, seed, read
+        self.requests, self.settings, self.seed, self.read = requests, settings, seed, read
+        self.ended_by_text = ended_by_text
         self.device = model.device
         self.decoder, self.head = model.get_decoder(), OutputHead.of(model)
         self.results = [Sampled() for _ in requests]
         self.width = max(len(request.prompt_ids) for request in requests)
         self.cache = key_value_cache(model.config, self.width + settings.max_completion_tokens)
-        self.ends_E = torch.tensor(stop.token_ids, device=self.device)
+        self.ends_E = torch.tensor(list(end_token_ids), dtype=torch.int64, device=self.device)
         self.capture_layer = capture_layer
         self._captured: Tensor | None = None
         self._states: Tensor | None = None
@@ -156,7 +166,7 @@ class _Decoding:
                 columns.append(self.read(hidden_BH))
             drawn.append(torch.stack([column.double() for column in columns], dim=1))
             alive_B = alive_B & ~ended_B
-            if self.stop.strings:
+            if self.ended_by_text is not None:
                 alive_B = alive_B & ~self._stopped(drawn, len(rows_B))
             on_step()
             num_alive = int(alive_B.sum())
@@ -227,6 +237,8 @@ class _Decoding:
 
     def _stopped(self, drawn: list[Tensor], num_rows: int) -> Tensor:
         """[B] True where the text of a row now holds a stop string."""
+        ended_by_text = self.ended_by_text
+        assert ended_by_text is not None
         row_numbers = drawn[-1][:, 0].long().tolist()
         tokens = drawn[-1][:, 1].long().tolist()
         hits = []
@@ -234,7 +246,7 @@ class _Decoding:
             result = self.results[row]
             if alive:
                 result.tokens.append(token)
-            hits.append(bool(alive) and self.stop.hit(result.tokens))
+            hits.append(bool(alive) and ended_by_text(result.tokens))
             result.finished |= hits[-1]
         return torch.tensor(hits, device=self.device)
 

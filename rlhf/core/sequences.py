@@ -6,6 +6,7 @@ backbone has no trunk, or the states would not fit the given budget, batches are
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,8 +29,9 @@ class SequenceBatch:
 class Sequences:
     """Token rows bound to a backbone.
 
-    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states. states: the trunk
-    states [length, H] of the rows where they are known already, as the sampler's are.
+    max_tokens: padded tokens per forward pass. max_bytes: budget of the cached trunk states. own: the rows that
+    this process works on; the others have no cached states. states: the trunk states [length, H] of these rows
+    where they are known already, as the sampler's are.
     """
 
     def __init__(
@@ -39,26 +41,40 @@ class Sequences:
         *,
         max_tokens: int,
         max_bytes: int = 8 << 30,
-        states: list[Tensor] | None = None,
+        states: Sequence[Tensor] | None = None,
         on_batch: Callable[[int], None] = lambda n: None,
+        own: range | None = None,
     ) -> None:
         self.backbone = backbone
         self.rows = rows
         self.lengths = [len(row) for row in rows]
         self.max_tokens = max_tokens
-        self._states = states
-        size = sum(self.lengths) * backbone.hidden_size * backbone.dtype.itemsize
-        if states is None and backbone.trunk_enabled and size <= max_bytes:
-            states = [torch.empty(0)] * len(rows)
-            for indices in token_budget_batches(self.lengths, max_tokens):
+        self.own = range(len(rows)) if own is None else own
+        self._states: dict[int, Tensor] | None = None
+        if states is not None:
+            self._states = dict(zip(self.own, states, strict=True))
+            return
+        own_lengths = [self.lengths[i] for i in self.own]
+        size = sum(own_lengths) * backbone.hidden_size * backbone.dtype.itemsize
+        if backbone.trunk_enabled and size <= max_bytes:
+            self._states = {}
+            for places in token_budget_batches(own_lengths, max_tokens):
+                indices = [self.own[place] for place in places]
                 trunk_BSH = backbone.trunk(self._tokens(indices))
                 for i, state_SH in zip(indices, trunk_BSH, strict=True):
-                    states[i] = state_SH[: self.lengths[i]].clone()
+                    self._states[i] = state_SH[: self.lengths[i]].clone()
                 on_batch(len(indices))
-            self._states = states
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of_own(self) -> Sequences:
+        """The rows of this process alone, with their states."""
+        part, own = copy.copy(self), self.own
+        part.rows, part.lengths = self.rows[own.start : own.stop], self.lengths[own.start : own.stop]
+        part._states = None if self._states is None else {i - own.start: self._states[i] for i in own}
+        part.own = range(len(own))
+        return part
 
     def _tokens(self, indices: Sequence[int]) -> Tensor:
         pad_id = self.backbone.codec.pad_token_id

@@ -40,12 +40,15 @@ class SamplingSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="keep the smallest set of tokens with this mass")
     top_k: int = Field(0, ge=0, description="keep this many tokens; 0 keeps all")
     max_completion_tokens: int = Field(64, ge=1, description="longest completion, end token included")
-    stop_tokens: tuple[str, ...] = Field((), description="tokens that end a completion beside the model's own")
+    stop_tokens: tuple[str, ...] = Field(
+        (), description="tokens that end a completion beside the model's own"
+    )
     stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="texts that end a completion; they are cut from its text"
     )
     engine: Literal["native", "transformers"] = Field(
-        "native", description="who decodes: this project's sampler, or transformers' generate as the reference"
+        "native",
+        description="who decodes: this project's sampler, or transformers' generate as the reference",
     )
 
 
@@ -53,6 +56,9 @@ class ModelSettings(Settings):
     """In what precision and where the frozen backbone is held."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the backbone")
+    quantization: Literal["none", "nf4"] = Field(
+        "none", description="nf4 holds the linear layers in 4 bits (extra qlora); such a base is never merged"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     attn_implementation: str | None = Field(
         None, description="attention kernel of transformers; default the best one that the architecture has"

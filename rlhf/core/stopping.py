@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlhf.core.chat import ChatCodec
 from rlhf.core.errors import ConfigError
@@ -10,7 +10,7 @@ from rlhf.core.settings import SamplingSettings
 
 
 class StopRule:
-    """token_ids: a completion ends with any of them. `hit` looks for the stop strings, `text` cuts them off."""
+    """token_ids: a completion ends with any of them. ended_by_text: looks for stop strings, None without any."""
 
     def __init__(self, codec: ChatCodec, settings: SamplingSettings) -> None:
         """Raises ConfigError for a stop token that the tokenizer does not have."""
@@ -29,10 +29,12 @@ class StopRule:
         # more keep a character whole that began before them.
         self._window = max((len(text.encode()) for text in self.strings), default=0) + 4
 
-    def hit(self, tokens: Sequence[int]) -> bool:
-        """True when a completion now holds a stop string. Call it after every token."""
-        if not self.strings:
-            return False
+    @property
+    def ended_by_text(self) -> Callable[[Sequence[int]], bool] | None:
+        return self._holds_stop_string if self.strings else None
+
+    def _holds_stop_string(self, tokens: Sequence[int]) -> bool:
+        """True when a completion now holds a stop string, asked after every token."""
         tail = self._codec.tokenizer.decode(list(tokens[-self._window :]), skip_special_tokens=False)
         return any(text in tail for text in self.strings)
 

@@ -27,6 +27,7 @@ from rlhf.core.records import Prompt
 from rlhf.core.run import Launch, Run, Workspace
 from rlhf.core.sampler import Request, Sampled, sample
 from rlhf.core.stats import Interval, bootstrap_mean, distinct_n
+from rlhf.core.stopping import StopRule
 from rlhf.loop.config import EvaluateConfig
 from rlhf.loop.models import Generator, ModelPool
 from rlhf.ppo.completions import Completions
@@ -167,18 +168,20 @@ def _prompts(path: Path, generators: Sequence[Generator], config: EvaluateConfig
 def answer(generator: Generator, prompts: Sequence[Prompt], config: EvaluateConfig) -> Answers:
     """One completion per prompt."""
     codec = generator.backbone.codec
+    stop = StopRule(codec, config.sampling)
     requests = [Request(codec.prompt_ids(prompt.messages), cursor) for cursor, prompt in enumerate(prompts)]
     with progress(f"answers of {generator.model_id}", len(requests), stage="evaluate") as tracker:
         drawn = sample(
             generator.backbone.merged(generator.role),
             requests,
             config.sampling,
-            end_token_ids=codec.end_token_ids,
+            end_token_ids=stop.token_ids,
+            ended_by_text=stop.ended_by_text,
             seed=config.seed,
             max_batch_tokens=config.micro_batch_tokens,
             on_done=tracker.advance,
         )
-    return Answers(requests, drawn, [codec.decode(sampled.tokens) for sampled in drawn])
+    return Answers(requests, drawn, [stop.text(sampled.tokens) for sampled in drawn])
 
 
 def compare_answers(
@@ -264,10 +267,9 @@ def _logprobs(backbone: Backbone, role: str, answers: Answers, config: EvaluateC
     for indices in token_budget_batches(completions.sequences.lengths, config.micro_batch_tokens):
         batch = completions.batch(indices)
         logprobs_BT[batch.rows_N, batch.columns_N], _ = token_logprobs(
-            backbone.logits,
+            backbone.head,
             completions.hidden(role, batch),
             batch.of(completions.tokens_BT),
             temperature=config.sampling.temperature or 1.0,
-            vocab_size=backbone.vocab_size,
         )
     return [row[mask].cpu() for row, mask in zip(logprobs_BT, completions.mask_BT, strict=True)]

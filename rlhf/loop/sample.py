@@ -14,6 +14,7 @@ from rlhf.core.records import Completion
 from rlhf.core.run import Launch
 from rlhf.core.sampler import Request, sample
 from rlhf.core.settings import SamplingSettings
+from rlhf.core.stopping import StopRule
 from rlhf.loop.config import SampleConfig
 from rlhf.loop.models import Generator, ModelPool
 from rlhf.ppo.prompts import EncodedPrompt, load_prompts
@@ -70,12 +71,14 @@ def draw(
         for cursor, encoded in enumerate(prompts)
         for g in range(config.samples_per_prompt)
     ]
+    stop = StopRule(generator.backbone.codec, config.sampling)
     with progress("completions", len(requests), stage="sample") as tracker:
         drawn = sample(
             generator.backbone.merged(generator.role),
             requests,
             config.sampling,
-            end_token_ids=generator.backbone.codec.end_token_ids,
+            end_token_ids=stop.token_ids,
+            ended_by_text=stop.ended_by_text,
             seed=config.seed,
             max_batch_tokens=16_384,
             on_done=tracker.advance,
@@ -86,7 +89,7 @@ def draw(
             Completion.model_validate(
                 {
                     "prompt_id": prompts[request.cursor].prompt.prompt_id,
-                    "text": generator.backbone.codec.decode(sampled.tokens),
+                    "text": stop.text(sampled.tokens),
                     "model_id": generator.model_id,
                     "sampling": sampling_record(config.sampling, config.seed, request, sampled.finished),
                 }

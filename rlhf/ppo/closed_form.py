@@ -19,7 +19,6 @@ from rlhf.core.backbone import REFERENCE, Backbone
 from rlhf.core.chat import ChatCodec
 from rlhf.core.records import Prompt
 from rlhf.core.sampler import Request, Sampled
-from rlhf.core.sequences import SequenceBatch, Sequences
 from rlhf.ppo.completions import Completions
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.measure import token_logprobs_of
@@ -119,17 +118,15 @@ def toy_backbone(seed: int, *, vocab_size: int = 7, pad_is_end: bool = True) -> 
 class TokenReward:
     """A reward that reads the token ids of a completion, for problems whose tokens mean nothing as text."""
 
-    mean, std = 0.0, 1.0
+    name, mean, std = "the problem's reward", 0.0, 1.0
 
     def __init__(self, function: Callable[[Sequence[int]], float], prompt_length: int) -> None:
         self._function, self._prompt_length = function, prompt_length
 
-    def score(
-        self, sequences: Sequences, batch: SequenceBatch, prompts: Sequence[Prompt], texts: Sequence[str]
-    ) -> Tensor:
+    def score(self, completions: Completions, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         """Scores [B]."""
-        rows = zip(batch.tokens_BS.tolist(), batch.lengths_B.tolist(), strict=True)
-        return torch.tensor([self._function(row[self._prompt_length : length]) for row, length in rows])
+        rows = completions.sequences.rows
+        return torch.tensor([float(self._function(row[self._prompt_length :])) for row in rows])
 
 
 def all_completions(vocab_size: int, end_token_ids: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,8 @@ class CompletionBatch:
 class Completions:
     """B prompts with their completions. tokens_BT and mask_BT hold completion tokens from column 0.
 
-    Trunk states that the sampler captured are used unless `recompute_trunk`.
+    own: the rows that this process computes with; it knows the tokens of all. states: the trunk states of these
+    rows where the sampler captured them.
     """
 
     def __init__(
@@ -46,15 +48,14 @@ class Completions:
         drawn: Sequence[Sampled],
         *,
         max_tokens: int,
-        recompute_trunk: bool = False,
+        own: range | None = None,
+        states: Sequence[Tensor] | None = None,
     ) -> None:
         device = backbone.device
         rows = [
             [*request.prompt_ids, *sampled.tokens] for request, sampled in zip(requests, drawn, strict=True)
         ]
-        captured = [sampled.trunk_SH for sampled in drawn if sampled.trunk_SH is not None]
-        states = captured if len(captured) == len(rows) and not recompute_trunk else None
-        self.sequences = Sequences(backbone, rows, max_tokens=max_tokens, states=states)
+        self.sequences = Sequences(backbone, rows, max_tokens=max_tokens, own=own, states=states)
         self.prompt_lengths_B = torch.tensor([len(request.prompt_ids) for request in requests], device=device)
         self.lengths_B = torch.tensor([len(sampled.tokens) for sampled in drawn], device=device)
         self.finished_B = torch.tensor([sampled.finished for sampled in drawn], device=device)
@@ -67,6 +68,19 @@ class Completions:
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    @property
+    def own(self) -> range:
+        return self.sequences.own
+
+    def of_own(self) -> Completions:
+        """The rows of this process alone."""
+        part, rows = copy.copy(self), slice(self.own.start, self.own.stop)
+        part.sequences = self.sequences.of_own()
+        part.prompt_lengths_B, part.lengths_B = self.prompt_lengths_B[rows], self.lengths_B[rows]
+        part.finished_B, part.mask_BT = self.finished_B[rows], self.mask_BT[rows]
+        part.tokens_BT = self.tokens_BT[rows]
+        return part
 
     def batch(self, indices: Sequence[int]) -> CompletionBatch:
         """Rows for one forward pass. Token t of a completion stands at position prompt length + t, and the

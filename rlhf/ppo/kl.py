@@ -22,6 +22,11 @@ def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return (logprobs - ref_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def clamped(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """True for each token whose log-ratio is at the clamp: there the penalty says less than the models do."""
+    return (logprobs - ref_logprobs).abs() >= MAX_LOG_RATIO
+
+
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Non-negative estimate of each token's KL divergence, nats."""
     log_ratio = k1(logprobs, ref_logprobs)

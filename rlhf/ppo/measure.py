@@ -50,54 +50,67 @@ def measure(
     requests: Sequence[Request],
     drawn: Sequence[Sampled],
     config: PPOConfig,
+    max_tokens: int,
+    *,
+    own: range,
+    states: Sequence[Tensor | None],
     check: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Log-probabilities of policy and reference, and values, for completions of the policy as it is now."""
-    max_tokens = config.micro_batch_tokens
-    trusted, gap = _check_sampler(backbone, requests, drawn, config)
+    """Log-probabilities of policy and reference, and values, for completions of the policy as it is now.
+
+    own: the rows that are measured here; all others stay 0. states: what the sampler captured of these rows.
+    max_tokens: padded tokens per forward pass.
+    """
+    trusted, gap = _check_sampler(backbone, requests, drawn, config, max_tokens, own)
+    captured = [state for state in states if state is not None]
     completions = Completions(
-        backbone, requests, drawn, max_tokens=max_tokens, recompute_trunk=not trusted
+        backbone,
+        requests,
+        drawn,
+        max_tokens=max_tokens,
+        own=own,
+        states=captured if trusted and len(captured) == len(own) > 0 else None,
     )
-    keep_logprobs = trusted and (
-        config.old_logprobs == "sampler"
-        or (config.old_logprobs == "auto" and backbone.dtype == torch.float32)
-    )
-    old_BT, values_BT = completions.sampled_logprobs_BT, completions.readings_BT
-    if not keep_logprobs:
-        old_BT = torch.zeros_like(old_BT)
-    if not keep_logprobs or VALUE in backbone.roles:
-        values_BT = torch.zeros_like(old_BT)
-    ref_BT = torch.zeros_like(old_BT)
-    for indices in token_budget_batches(completions.sequences.lengths, max_tokens):
+    fp32 = backbone.dtype == torch.float32
+    keep = trusted and (config.old_logprobs == "sampler" or (config.old_logprobs == "auto" and fp32))
+    keep_values = keep and VALUE not in backbone.roles
+    old_BT, ref_BT, values_BT = (torch.zeros_like(completions.sampled_logprobs_BT) for _ in range(3))
+    rows = slice(own.start, own.stop)
+    if keep:
+        old_BT[rows] = completions.sampled_logprobs_BT[rows]
+    if keep_values:
+        values_BT[rows] = completions.readings_BT[rows]
+    for places in token_budget_batches([completions.sequences.lengths[i] for i in own], max_tokens):
         check()
-        batch = completions.batch(indices)
+        batch = completions.batch([own[place] for place in places])
         where = batch.rows_N, batch.columns_N
         hidden_NH = completions.hidden(REFERENCE, batch)
         ref_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
-        if not keep_logprobs:
+        if not keep:
             hidden_NH = completions.hidden(POLICY, batch)
             old_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
-        if not keep_logprobs or VALUE in backbone.roles:
+        if not keep_values:
             values_BT[where] = values_of(backbone, completions, batch, hidden_NH)
-    if not keep_logprobs:
-        gap = _largest(completions.sampled_logprobs_BT - old_BT)
-    return Measured(completions, old_BT, ref_BT, values_BT, gap, not keep_logprobs)
+    if not keep and len(own):
+        gap = _largest((completions.sampled_logprobs_BT - old_BT)[rows])
+    return Measured(completions, old_BT, ref_BT, values_BT, gap, not keep)
 
 
 def _check_sampler(
-    backbone: Backbone, requests: Sequence[Request], drawn: Sequence[Sampled], config: PPOConfig
+    backbone: Backbone,
+    requests: Sequence[Request],
+    drawn: Sequence[Sampled],
+    config: PPOConfig,
+    max_tokens: int,
+    own: range,
 ) -> tuple[bool, float]:
     """(whether the sampler's numbers agree with a recomputation from the tokens, the largest difference)."""
-    rows = range(0, len(drawn), CHECKED_SHARE)
-    some = Completions(
-        backbone,
-        [requests[i] for i in rows],
-        [drawn[i] for i in rows],
-        max_tokens=config.micro_batch_tokens,
-        recompute_trunk=True,
-    )
+    rows = own[::CHECKED_SHARE]
+    if not rows or config.old_logprobs == "recompute":
+        return False, 0.0
+    some = Completions(backbone, [requests[i] for i in rows], [drawn[i] for i in rows], max_tokens=max_tokens)
     differences_BT = torch.zeros_like(some.sampled_logprobs_BT)
-    for indices in token_budget_batches(some.sequences.lengths, config.micro_batch_tokens):
+    for indices in token_budget_batches(some.sequences.lengths, max_tokens):
         batch = some.batch(indices)
         hidden_NH = some.hidden(POLICY, batch)
         logprobs_N, _ = token_logprobs_of(backbone, some, batch, hidden_NH, config)

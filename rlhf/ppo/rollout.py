@@ -8,13 +8,14 @@ tokens before t) under the policy that sampled it, `values_BT[b, t]` the value o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from rlhf.core.backbone import Backbone
-from rlhf.core.batching import token_budget_batches
+from rlhf.core.guards import TokenBudget
+from rlhf.core.processes import ALONE, Processes
 from rlhf.core.records import Prompt
 from rlhf.core.sampler import Request, Sampled, sample
 from rlhf.core.stopping import StopRule
@@ -22,14 +23,19 @@ from rlhf.ppo.advantages import gae, shaped_rewards, whiten
 from rlhf.ppo.completions import Completions
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.kl import k1
-from rlhf.ppo.measure import POLICY, measure
+from rlhf.ppo.measure import POLICY, Measured, measure
 from rlhf.ppo.prompts import EncodedPrompt
-from rlhf.ppo.rewards import Reward
+from rlhf.ppo.rewards import Reward, Scores, all_scores, score_own
+from rlhf.ppo.scores import ScoreScale, shaped_scores
 
 
 @dataclass(frozen=True)
 class RolloutBatch:
-    """B completions as they were measured (see `rlhf.ppo.measure`). scores_B are raw outputs of the reward."""
+    """B completions as they were measured (see `rlhf.ppo.measure`).
+
+    scores_B are raw outputs of the reward, terms those of its parts. sampler_gap: largest difference between a
+    log-probability of the sampler and its recomputation, nats. recomputed: the sampler's were not used.
+    """
 
     completions: Completions
     prompts: list[Prompt]
@@ -40,6 +46,7 @@ class RolloutBatch:
     scores_B: Tensor
     sampler_gap: float
     recomputed: bool
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,27 +68,53 @@ def collect(
     first_cursor: int,
     seed: int,
     samples_per_prompt: int = 1,
+    budget: TokenBudget | None = None,
+    processes: Processes = ALONE,
     check: Callable[[], None] = lambda: None,
 ) -> RolloutBatch:
     """Sample completions of the policy and measure them. `first_cursor` is the first prompt's place in the
-    run's stream; the completions depend on it and on the seed, not on what else is in the batch."""
+    run's stream; the completions depend on it and on the seed, not on what else is in the batch.
+
+    Each process samples and measures the prompts of its share; the batch that all of them get is the whole one.
+    budget: of padded tokens per forward pass, by default `config.micro_batch_tokens`.
+    """
     requests = [
         Request(encoded.ids, first_cursor + i, g)
         for i, encoded in enumerate(prompts)
         for g in range(samples_per_prompt)
     ]
     owners = [encoded.prompt for encoded in prompts for _ in range(samples_per_prompt)]
+    share = processes.share(len(prompts))
+    own = range(share.start * samples_per_prompt, share.stop * samples_per_prompt)
     stop = StopRule(backbone.codec, config.sampling)
-    drawn = _draw(backbone, requests, config, stop, seed, check)
-    measured = measure(backbone, requests, drawn, config, check)
+    with processes.together():
+        drawn_own = _draw(backbone, requests[own.start : own.stop], config, stop, seed, check)
+    states = [sampled.trunk_SH for sampled in drawn_own]
+    # What the others need to know of a row is small: its states stay here.
+    drawn = processes.gather_rows([replace(sampled, trunk_SH=None) for sampled in drawn_own])
     texts = [stop.text(sampled.tokens) for sampled in drawn]
-    completions = measured.completions
-    scores_B = torch.zeros(len(owners), device=backbone.device)
-    for indices in token_budget_batches(completions.sequences.lengths, config.micro_batch_tokens):
-        asked, answered = [owners[i] for i in indices], [texts[i] for i in indices]
-        batch = completions.sequences.batch(indices)
-        scores_B[indices] = reward.score(completions.sequences, batch, asked, answered).float()
-    return RolloutBatch(prompts=owners, texts=texts, scores_B=scores_B, **vars(measured))
+    lengths = [len(requests[i].prompt_ids) + len(drawn[i].tokens) for i in own]
+
+    def work(max_tokens: int) -> tuple[Measured, Scores]:
+        measured = measure(backbone, requests, drawn, config, max_tokens, own=own, states=states, check=check)
+        return measured, score_own(reward, measured.completions, owners, texts)
+
+    with processes.together():
+        measured, scores = (budget or TokenBudget(config.micro_batch_tokens)).fit(work, lengths)
+    processes.sum_([measured.old_logprobs_BT, measured.ref_logprobs_BT, measured.values_BT])
+    scores = all_scores(scores, processes)
+    return RolloutBatch(
+        measured.completions,
+        owners,
+        texts,
+        measured.old_logprobs_BT,
+        measured.ref_logprobs_BT,
+        measured.values_BT,
+        scores.total_B,
+        max(processes.gather(measured.sampler_gap)),
+        any(processes.gather(measured.recomputed)),
+        scores.terms,
+    )
 
 
 def _draw(
@@ -98,7 +131,8 @@ def _draw(
         backbone.merged(POLICY),
         requests,
         config.sampling,
-        stop=stop,
+        end_token_ids=stop.token_ids,
+        ended_by_text=stop.ended_by_text,
         seed=seed,
         capture_layer=backbone.first_top_layer,
         read=None if head is None else lambda hidden_BH: head(hidden_BH.float()).squeeze(1),
@@ -106,20 +140,12 @@ def _draw(
     )
 
 
-def normalized_scores(batch: RolloutBatch, reward: Reward, config: PPOConfig) -> Tensor:
-    """Scores [B] brought to the scale that the reward saved, clipped, less the penalty for not ending in time."""
-    scores_B = batch.scores_B
-    if config.normalize_scores:
-        scores_B = (scores_B - reward.mean) / reward.std
-    scores_B = scores_B.clamp(-config.score_clip, config.score_clip)
-    return scores_B - config.missing_end_penalty * (~batch.completions.finished_B)
-
-
-def make_targets(batch: RolloutBatch, reward: Reward, config: PPOConfig, kl_coef: float) -> Targets:
+def make_targets(batch: RolloutBatch, scale: ScoreScale, config: PPOConfig, kl_coef: float) -> Targets:
     """Scores and KL to token rewards, then advantages and returns."""
     mask_BT = batch.completions.mask_BT
     kl_BT = torch.where(mask_BT, k1(batch.old_logprobs_BT, batch.ref_logprobs_BT), 0.0)
-    rewards_BT = shaped_rewards(normalized_scores(batch, reward, config), kl_BT, mask_BT, kl_coef)
+    shaped_B = shaped_scores(batch.scores_B, batch.completions, scale, config)
+    rewards_BT = shaped_rewards(shaped_B, kl_BT, mask_BT, kl_coef)
     advantages_BT, returns_BT = gae(
         rewards_BT, batch.values_BT, mask_BT, gamma=config.gamma, gae_lambda=config.gae_lambda
     )

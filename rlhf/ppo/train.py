@@ -7,16 +7,22 @@
 
 Departures from the papers: one frozen backbone with adapters instead of four models; the value head sits on
 the policy's hidden states (`value_adapter` gives it its own); scores are normalised by the reward stage's
-mean and deviation, not by running statistics; everything random is a function of (seed, iteration), so
-resume needs no generator state.
+mean and deviation unless the run's own are asked for; everything random is a function of (seed, iteration),
+so resume needs no generator state.
 
-Logged per iteration: `score` raw reward-model output, `score_normalized` what is maximised, `objective` =
-score_normalized - kl_coef * kl, `kl` summed k1 per completion in nats, `kl_k3` its non-negative estimate,
-`kl_coef`, `length` tokens per completion, `finished` share that ended by an end token, `distinct_2`;
+Logged per iteration: `score` raw output of the reward, `score/NAME` that of each term of a weighted sum,
+`score_normalized` what is maximised (after normalising, clipping and penalties; `score_mean` and `score_std`
+are the scale, `score_clip_share` the share that was clipped), `objective` = score_normalized - kl_coef * kl,
+`kl` summed k1 per completion in nats,
+`kl_k3` its non-negative estimate, `kl_clamp_share` share of tokens whose log-ratio hit the clamp, `kl_coef`,
+`length` tokens per completion, `finished` share that ended by an end token, `distinct_2`;
 `policy_loss`, `value_loss`, `entropy` (nats per token), `kl_old_new` (k3 per token, how far the updates
 went), `clip_share`, `value_clip_share`, `ratio`, `grad_norm` before clipping, `explained_variance` of the
 returns by the values, `first_ratio_error` and `sampler_gap` (both should be rounding errors),
-`num_optimizer_steps`, `seconds_rollout`, `seconds_update`, `episodes_per_s`.
+`num_optimizer_steps`, `micro_batch_tokens` (falls when memory runs out), `seconds_rollout`, `seconds_update`,
+`episodes_per_s`.
+Evaluations log the first group as `eval_*` (with the saved scale and the first `kl_coef`, so that they can be
+compared), `eval_heldout_score` of the second reward and `eval_alarm` (see `rlhf.ppo.watch`).
 """
 
 from __future__ import annotations
@@ -30,90 +36,123 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reward.score import RewardScorer
 from rlhf.core.adapters import load_role_weights, role_weights, save_policy
 from rlhf.core.backbone import Backbone
-from rlhf.core.callables import is_callable_spec
 from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import CheckpointError, Stopped
 from rlhf.core.files import write_jsonl
-from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
-from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, require_one_process, required
+from rlhf.core.guards import SignalGuard, TokenBudget, require_finite, require_finite_parameters
+from rlhf.core.inputs import find_model, find_path, model_name, required
 from rlhf.core.metrics import progress, read_metrics
 from rlhf.core.optim import make_optimizer, make_schedule
+from rlhf.core.processes import ALONE, Processes, start_processes
 from rlhf.core.randomness import derived_seed
 from rlhf.core.run import CHECKPOINTS, METRICS, Launch, Run, Workspace
 from rlhf.ppo.config import PPOConfig
-from rlhf.ppo.evaluate import Evaluation, evaluate, summarize
+from rlhf.ppo.evaluate import evaluate, summarize
 from rlhf.ppo.kl import KLController, k3
-from rlhf.ppo.prompts import EncodedPrompt, PromptStream, load_prompts
-from rlhf.ppo.rewards import FunctionReward, ModelReward, Reward, content_of
 from rlhf.ppo.measure import POLICY, VALUE
+from rlhf.ppo.picture import RunPicture
+from rlhf.ppo.prompts import EncodedPrompt, PromptStream, load_prompts
+from rlhf.ppo.rewards import Reward, RewardSources, check_prompts
 from rlhf.ppo.rollout import RolloutBatch, Targets, collect, make_targets
+from rlhf.ppo.scores import ScoreNormalizer
 from rlhf.ppo.update import UpdateStats, update
+from rlhf.ppo.watch import Watch
+
+# A launcher passes a signal on that its processes may have got already.
+LAUNCHER_ECHO_S = 5.0
 
 
 def run(config: PPOConfig, launch: Launch) -> None:
-    """`rlhf ppo`. Writes OUT/adapter, metrics, samples and manifest; see `rlhf.core.run` for what OUT may be."""
-    require_one_process("ppo")
+    """`rlhf ppo`. Writes OUT/adapter, metrics, samples and manifest; see `rlhf.core.run` for what OUT may be.
+
+    Started by `accelerate launch` or `torchrun` it is one process of several: see `rlhf.core.processes`.
+    """
+    with start_processes(config.model.device) as processes:
+        _run(config, launch, processes)
+
+
+def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
+    model_settings = config.model.model_copy(update={"device": processes.device})
     backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
-    reward_spec = required(config.reward, "reward", "a reward run or file.py:function")
+    sources = RewardSources.find(config, launch)
     prompts_path = find_path(required(config.prompts, "prompts", "a JSONL of prompts"), launch)
     eval_path = find_path(config.eval_prompts, launch) if config.eval_prompts else None
-    reward_path = (
-        content_of(reward_spec) if is_callable_spec(reward_spec) else find_adapter(reward_spec, launch)
-    )
     out = launch.out or Workspace(launch.workspace).runs / "ppo"
 
-    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    prompts = _read_prompts(prompts_path, backbone, config)
-    eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
-    reward = _load_reward(reward_spec, reward_path, backbone)
+    named = {
+        "backbone": Path(backbone_path),
+        "prompts": prompts_path,
+        "eval_prompts": eval_path,
+        **sources.parents,
+    }
+    parents = {name: path for name, path in named.items() if path is not None and path.exists()}
+
+    def load() -> tuple[Backbone, list[EncodedPrompt], list[EncodedPrompt], Reward, Reward | None]:
+        backbone = Backbone.load(backbone_path, model_settings, name=model_name(backbone_path, launch))
+        prompts = _read_prompts(prompts_path, backbone, config)
+        eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
+        reward, eval_reward = sources.load(backbone, launch)
+        check_prompts(reward, [encoded.prompt for encoded in [*prompts, *eval_prompts]])
+        if eval_reward is not None:
+            check_prompts(eval_reward, [encoded.prompt for encoded in eval_prompts])
+        return backbone, prompts, eval_prompts, reward, eval_reward
+
     if launch.dry_run:
+        backbone, prompts, *_ = load()
         episodes = config.num_iterations * config.num_prompts * config.samples_per_prompt
         print(
             f"ppo: would sample {episodes} completions for {len(prompts)} prompts from {backbone.name} into {out}"
         )
         return
-    named = {
-        "backbone": Path(backbone_path),
-        "reward": reward_path,
-        "prompts": prompts_path,
-        "eval_prompts": eval_path,
-    }
-    parents = {name: path for name, path in named.items() if path is not None and path.exists()}
-    with Run.start(
-        out, stage="ppo", settings=config, launch=launch, parents=parents, seed=config.seed
-    ) as record:
+    # Opened before the model is loaded: a second launcher and a finished run are answered at once.
+    with _open_run(out, config, launch, parents, processes) as record:
         if record.finished:
-            print(f"ppo: {out} is already finished")
+            processes.say(f"ppo: {out} is already finished")
             return
+        with processes.together():
+            backbone, prompts, eval_prompts, reward, eval_reward = load()
+            record.begin()
         longest = max(len(encoded.ids) for encoded in [*prompts, *eval_prompts])
+        max_tokens = longest + config.sampling.max_completion_tokens
         trainer = PPOTrainer(
-            backbone, reward, config, max_tokens=longest + config.sampling.max_completion_tokens
+            backbone, reward, config, max_tokens=max_tokens, eval_reward=eval_reward, processes=processes
         )
-        print(f"ppo: {trainer.trunk_note}")
+        processes.say(f"ppo: {trainer.trunk_note}")
         train(trainer, PromptStream(prompts, config.seed), eval_prompts, record)
 
 
 def train(
     trainer: PPOTrainer, stream: PromptStream, eval_prompts: Sequence[EncodedPrompt], record: Run
 ) -> None:
-    """The loop: one iteration is one rollout with its updates. Resumes from the newest valid checkpoint."""
-    config = trainer.config
+    """The loop: one iteration is one rollout with its updates. Resumes from the newest valid checkpoint.
+
+    All processes go through it; what is written, rank 0 writes.
+    """
+    config, processes = trainer.config, trainer.processes
     checkpoints = StateCheckpoints(record.path / CHECKPOINTS, "ppo", keep=config.keep_checkpoints)
-    if record.resuming and (state := checkpoints.newest()):
+    with processes.together():
+        state = checkpoints.newest() if record.resuming and processes.is_main else None
+    if (state := processes.from_main(state)) is not None:
         trainer.load_state_dict(state)
-    # Row 0 is the evaluation before training; it is written again when nothing has been trained yet.
-    record.metrics.truncate_after(trainer.iteration or -1)
+    picture = RunPicture(record.path, config)
+    if processes.is_main:
+        # Row 0 is the evaluation before training; it is written again when nothing has been trained yet.
+        record.metrics.truncate_after(trainer.iteration or -1)
     boundary = trainer.state_dict()
-    with SignalGuard() as guard, progress("iterations", config.num_iterations, stage="ppo") as tracker:
+    with (
+        SignalGuard(echo_s=LAUNCHER_ECHO_S if processes.size > 1 else 0.0) as guard,
+        progress("iterations", config.num_iterations, stage="ppo", silent=not processes.is_main) as tracker,
+    ):
         tracker.advance(trainer.iteration)
         try:
             if trainer.iteration == 0 and eval_prompts:
-                record.metrics.log(0, **trainer.evaluate(eval_prompts, record, guard.check).figures)
-                boundary = trainer.state_dict()
-            while trainer.iteration < config.num_iterations:
+                # The boundary stays the one before it: a run that is stopped at 0 evaluates again.
+                figures = trainer.evaluate(eval_prompts, record, guard.check)
+                if processes.is_main:
+                    record.metrics.log(0, **figures)
+            while trainer.iteration < config.num_iterations and not trainer.watch.ended:
                 started = time.perf_counter()
                 batch = trainer.collect(stream, guard.check)
                 targets = trainer.targets(batch)
@@ -124,23 +163,60 @@ def train(
                 trainer.finish_iteration(figures["kl"], len(batch.texts))
                 last = trainer.iteration == config.num_iterations
                 if eval_prompts and (last or trainer.iteration % config.eval_every == 0):
-                    figures |= trainer.evaluate(eval_prompts, record, guard.check).figures
-                record.metrics.log(trainer.iteration, **figures)
+                    figures |= trainer.evaluate(eval_prompts, record, guard.check)
+                with processes.together():
+                    if processes.is_main:
+                        record.metrics.log(trainer.iteration, **figures)
+                        if "eval_score" in figures:
+                            picture.draw(trainer.best_iteration)
                 tracker.advance(score=figures["score"], kl=figures["kl"], length=figures["length"])
                 boundary = trainer.state_dict()
+                last = last or bool(trainer.watch.ended)
                 if last or trainer.iteration % config.save_every == 0:
-                    checkpoints.save(trainer.iteration, boundary)
+                    with processes.together():
+                        if processes.is_main:
+                            checkpoints.save(trainer.iteration, boundary)
         except Stopped:
             # The state at the last boundary, held in memory: the unfinished iteration is replayed on resume.
-            checkpoints.save(boundary["iteration"], boundary)
+            # Nobody leaves before it is saved: a launcher ends all processes as soon as one has gone.
+            with processes.together():
+                if processes.is_main:
+                    checkpoints.save(boundary["iteration"], boundary)
             raise
+    if trainer.watch.ended:
+        processes.say(
+            f"ppo: ended at iteration {trainer.iteration} of {config.num_iterations}: {trainer.watch.ended}"
+        )
     trainer.restore_best()
+    with processes.together():
+        if processes.is_main:
+            _finish(trainer, record, picture)
+
+
+def _finish(trainer: PPOTrainer, record: Run, picture: RunPicture) -> None:
+    """Write what the run was for: the adapter, the last picture, the manifest with the last figures."""
     save_policy(trainer.backbone.roles[POLICY], record.path / "adapter", trainer.backbone)
     if VALUE in trainer.backbone.roles:
         save_policy(trainer.backbone.roles[VALUE], record.path / "value", trainer.backbone)
+    picture.draw(trainer.best_iteration, final=True)
     final = read_metrics(record.path / METRICS)[-1]
     record.finish(final | {"best_iteration": trainer.best_iteration})
     print(f"ppo: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}")
+
+
+def _open_run(
+    out: Path, config: PPOConfig, launch: Launch, parents: dict[str, Path], processes: Processes
+) -> Run:
+    """`Run.open` by rank 0; the others follow its answer."""
+    record, found = None, None
+    with processes.together():
+        if processes.is_main:
+            record = Run.open(
+                out, stage="ppo", settings=config, launch=launch, parents=parents, seed=config.seed
+            )
+            found = (record.path, record.finished, record.resuming)
+    path, finished, resuming = processes.from_main(found) or (out, False, False)
+    return record or Run.follow(path, finished=finished, resuming=resuming)
 
 
 class PPOTrainer:
@@ -149,8 +225,19 @@ class PPOTrainer:
     A script of one's own makes one and calls `collect`, `targets`, `update`, `finish_iteration`.
     """
 
-    def __init__(self, backbone: Backbone, reward: Reward, config: PPOConfig, *, max_tokens: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        reward: Reward,
+        config: PPOConfig,
+        *,
+        max_tokens: int,
+        eval_reward: Reward | None = None,
+        processes: Processes = ALONE,
+    ) -> None:
         self.backbone, self.reward, self.config = backbone, reward, config
+        self.processes, self.budget = processes, TokenBudget(config.micro_batch_tokens)
+        self.eval_reward = eval_reward
         roles = [
             backbone.add_role(POLICY, config.lora, seed=config.seed, scalar_head=not config.value_adapter)
         ]
@@ -170,9 +257,9 @@ class PPOTrainer:
         num_steps = config.num_iterations * config.num_epochs * config.num_minibatches
         self.schedule = make_schedule(self.optimizer, config.optim, num_steps)
         self.kl = KLController(config)
+        self.scores = ScoreNormalizer(reward, config)
+        self.watch = Watch(config)
         self.iteration = 0
-        self.best_iteration = 0
-        self.best_objective = float("-inf")
         self.best: dict[str, Tensor] | None = None
 
     # ---- the steps of an iteration -----------------------------------------------------------------------
@@ -184,7 +271,7 @@ class PPOTrainer:
 
     def collect(self, stream: PromptStream, check: Callable[[], None] = lambda: None) -> RolloutBatch:
         prompts = [stream[self.cursor + i] for i in range(self.config.num_prompts)]
-        return collect(
+        batch = collect(
             self.backbone,
             self.reward,
             prompts,
@@ -192,11 +279,15 @@ class PPOTrainer:
             first_cursor=self.cursor,
             seed=derived_seed(self.config.seed, "rollout"),
             samples_per_prompt=self.config.samples_per_prompt,
+            budget=self.budget,
+            processes=self.processes,
             check=check,
         )
+        self.scores.observe(batch.scores_B)
+        return batch
 
     def targets(self, batch: RolloutBatch) -> Targets:
-        return make_targets(batch, self.reward, self.config, self.kl.coef)
+        return make_targets(batch, self.scores.scale, self.config, self.kl.coef)
 
     def update(
         self, batch: RolloutBatch, targets: Targets, check: Callable[[], None] = lambda: None
@@ -209,13 +300,19 @@ class PPOTrainer:
             self.parameters,
             self.config,
             iteration=self.iteration,
+            budget=self.budget,
+            processes=self.processes,
             on_step=self.schedule.step,
             check=check,
         )
 
     def finish_iteration(self, kl: float, num_completions: int) -> None:
         """Count the iteration and let the KL controller react. Raises GuardStop for a weight that is not finite."""
-        require_finite_parameters(f"iteration {self.iteration + 1}", self.parameters)
+        where = f"iteration {self.iteration + 1}"
+        require_finite_parameters(where, self.parameters)
+        self.processes.require_same(where, self.parameters)
+        # Where memory ran out in one process, the smaller micro-batches are the state of all.
+        self.budget.tokens = min(self.processes.gather(self.budget.tokens))
         self.kl.update(kl, num_completions)
         self.iteration += 1
 
@@ -228,13 +325,17 @@ class PPOTrainer:
         variance = returns_N.var(correction=0).item()
         unexplained = (returns_N - values_N).var(correction=0).item()
         k3_BT = k3(batch.old_logprobs_BT, batch.ref_logprobs_BT) * mask_BT
-        figures = summarize(batch, self.reward, self.config, self.kl.coef) | stats.means()
+        scale = self.scores.scale
+        figures = summarize(batch, scale, self.config, self.kl.coef) | stats.means()
         figures |= {
             "kl_k3": k3_BT.sum(1).mean().item(),
             "kl_coef": self.kl.coef,
+            "score_mean": scale.mean,
+            "score_std": scale.std,
             "explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
             "sampler_gap": batch.sampler_gap,
             "recomputed": float(batch.recomputed),
+            "micro_batch_tokens": float(min(self.processes.gather(self.budget.tokens))),
             "lr": float(self.schedule.get_last_lr()[0]),
             "seconds_rollout": seconds["rollout"],
             "seconds_update": seconds["update"],
@@ -245,23 +346,38 @@ class PPOTrainer:
 
     def evaluate(
         self, prompts: Sequence[EncodedPrompt], record: Run, check: Callable[[], None] = lambda: None
-    ) -> Evaluation:
-        """Measure on held-out prompts, write the samples beside the metrics, remember the best policy."""
-        result = evaluate(self.backbone, self.reward, prompts, self.config, self.kl.coef, check)
-        rows = [{"prompt": p, "completion": c, "score": s} for p, c, s in result.samples]
-        write_jsonl(record.path / "samples" / f"iteration-{self.iteration:06d}.jsonl", rows)
-        if result.objective > self.best_objective:
-            self.best_objective, self.best_iteration = result.objective, self.iteration
+    ) -> dict[str, float]:
+        """Figures on held-out prompts; writes the samples beside the metrics and remembers the best policy."""
+        result = evaluate(
+            self.backbone,
+            self.reward,
+            prompts,
+            self.config,
+            self.scores.fixed,
+            eval_reward=self.eval_reward,
+            budget=self.budget,
+            processes=self.processes,
+            check=check,
+        )
+        if self.processes.is_main:
+            write_jsonl(record.path / "samples" / f"iteration-{self.iteration:06d}.jsonl", result.samples)
+        is_best, alarm = self.watch.see(self.iteration, result)
+        if self.watch.alarm:
+            self.processes.say(f"ppo: alarm at iteration {self.iteration}: {self.watch.alarm}")
+        if is_best:
             self.best = role_weights(self.backbone.roles[POLICY])
-        return result
+        return result.figures | alarm
 
     # ---- state -------------------------------------------------------------------------------------------
 
+    @property
+    def best_iteration(self) -> int:
+        """Where the best evaluated policy is from; without evaluations the last one is the best that is known."""
+        return self.iteration if self.best is None else self.watch.best_iteration
+
     def restore_best(self) -> None:
-        """Put the best evaluated policy back; without evaluations the last one is the best that is known."""
-        if self.best is None:
-            self.best_iteration = self.iteration
-        else:
+        """Put the best evaluated policy back."""
+        if self.best is not None:
             load_role_weights(self.backbone.roles[POLICY], self.best, "best policy")
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,7 +388,10 @@ class PPOTrainer:
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "schedule": self.schedule.last_epoch,
             "kl": self.kl.state(),
-            "best": {"iteration": self.best_iteration, "objective": self.best_objective, "policy": self.best},
+            "scores": self.scores.state(),
+            "watch": self.watch.state(),
+            "best": self.best,
+            "micro_batch_tokens": self.budget.tokens,
             "threads": torch.get_num_threads(),
         }
 
@@ -285,15 +404,12 @@ class PPOTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         # Sums over another number of threads round differently: the same bits need the same number.
         torch.set_num_threads(state["threads"])
+        self.budget.tokens = state["micro_batch_tokens"]
         self.schedule.last_epoch = state["schedule"]
         self.kl.load_state(state["kl"])
-        self.iteration = state["iteration"]
-        best = state["best"]
-        self.best_iteration, self.best_objective, self.best = (
-            best["iteration"],
-            best["objective"],
-            best["policy"],
-        )
+        self.scores.load_state(state["scores"])
+        self.watch.load_state(state["watch"])
+        self.iteration, self.best = state["iteration"], state["best"]
 
 
 def _read_prompts(path: Path, backbone: Backbone, config: PPOConfig) -> list[EncodedPrompt]:
@@ -303,10 +419,3 @@ def _read_prompts(path: Path, backbone: Backbone, config: PPOConfig) -> list[Enc
     if dropped:
         print(f"ppo: left out {dropped} prompts of {path} that are too long")
     return prompts
-
-
-def _load_reward(spec: str, path: Path | None, backbone: Backbone) -> Reward:
-    if is_callable_spec(spec):
-        return FunctionReward(spec)
-    assert path is not None
-    return ModelReward(RewardScorer.attach(backbone, path, base_name=backbone.name))

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from rlhf.core.backbone import Backbone
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.errors import GuardStop
-from rlhf.core.guards import require_finite
+from rlhf.core.guards import TokenBudget, require_finite
 from rlhf.core.optim import clip_gradients
+from rlhf.core.processes import ALONE, Processes
 from rlhf.core.randomness import derived_seed
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.losses import policy_loss, value_loss
@@ -44,6 +45,11 @@ class UpdateStats:
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
+    def merge(self, other: UpdateStats) -> None:
+        """Take in the sums of some more rows of the same step."""
+        self.add(other.num_tokens, **other.sums)
+        self.first_ratio_error = max(self.first_ratio_error, other.first_ratio_error)
+
     def means(self) -> dict[str, float]:
         means = {name: value / self.num_tokens for name, value in self.sums.items()}
         return means | {
@@ -63,21 +69,59 @@ def update(
     config: PPOConfig,
     *,
     iteration: int,
+    budget: TokenBudget | None = None,
+    processes: Processes = ALONE,
     on_step: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
 ) -> UpdateStats:
     """num_epochs x num_minibatches optimizer steps, fewer only if target_kl ends them early.
 
+    The minibatches are of all processes' rows and the same for any number of processes; each computes the
+    gradients of its own rows. budget: of padded tokens per micro-batch, by default `config.micro_batch_tokens`;
+    where memory does not suffice it is halved and the step begins again from its start.
     Raises GuardStop when the ratio does not start at 1 or when a loss or gradient is not finite.
     """
-    stats = UpdateStats()
+    stats, budget = UpdateStats(), budget or TokenBudget(config.micro_batch_tokens)
+
+    def accumulate(rows: list[int], num_tokens: int) -> UpdateStats:
+        own = [row for row in rows if row in batch.completions.own]
+
+        def work(max_tokens: int) -> UpdateStats:
+            optimizer.zero_grad(set_to_none=True)
+            return _accumulate(
+                backbone,
+                batch,
+                targets,
+                config,
+                own,
+                num_tokens,
+                max_tokens,
+                first=not stats.num_steps,
+                check=check,
+            )
+
+        return budget.fit(work, [batch.completions.sequences.lengths[row] for row in own])
+
     for epoch in range(config.num_epochs):
         generator = torch.Generator().manual_seed(derived_seed(config.seed, "minibatches", iteration, epoch))
         order = torch.randperm(len(batch.completions), generator=generator)
         for minibatch in order.tensor_split(config.num_minibatches):
-            kl_moved = _step(
-                backbone, batch, targets, optimizer, parameters, config, minibatch.tolist(), stats, check
-            )
+            rows = minibatch.tolist()
+            num_tokens = int(batch.completions.lengths_B[rows].sum())
+            with processes.together():
+                sums = accumulate(rows, num_tokens)
+            processes.sum_gradients(parameters)
+            step = UpdateStats()
+            for share in processes.gather(sums):
+                step.merge(share)
+            kl_moved = step.sums["kl_old_new"] / num_tokens
+            norm = clip_gradients(parameters, config.optim.max_grad_norm)
+            where = f"optimizer step {stats.num_steps + 1} of an iteration"
+            require_finite(where, grad_norm=norm, kl_old_new=kl_moved)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            stats.merge(step)
+            stats.grad_norms.append(norm)
             stats.num_steps += 1
             on_step()
             if config.target_kl is not None and kl_moved > config.target_kl:
@@ -86,23 +130,25 @@ def update(
     return stats
 
 
-def _step(
+def _accumulate(
     backbone: Backbone,
     batch: RolloutBatch,
     targets: Targets,
-    optimizer: Optimizer,
-    parameters: Sequence[nn.Parameter],
     config: PPOConfig,
     rows: list[int],
-    stats: UpdateStats,
+    num_tokens: int,
+    max_tokens: int,
+    *,
+    first: bool,
     check: Callable[[], None],
-) -> float:
-    """One optimizer step on some rows. Returns the mean k3 of old against new policy, nats per token."""
-    completions = batch.completions
-    num_tokens = int(completions.lengths_B[rows].sum())
-    kl_sum = 0.0
+) -> UpdateStats:
+    """Gradients of some rows of a minibatch of `num_tokens`, in micro-batches of `max_tokens`. Returns their sums.
+
+    first: no optimizer step has been made since the rollout.
+    """
+    completions, stats = batch.completions, UpdateStats()
     lengths = [completions.sequences.lengths[i] for i in rows]
-    for chosen in token_budget_batches(lengths, config.micro_batch_tokens):
+    for chosen in token_budget_batches(lengths, max_tokens):
         check()
         micro = completions.batch([rows[i] for i in chosen])
         hidden_NH = completions.hidden(POLICY, micro)
@@ -125,9 +171,8 @@ def _step(
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()
-            if stats.num_steps == 0:
+            if first:
                 _require_ratio_one(log_ratio_N.abs().max().item(), backbone, stats)
-        kl_sum += k3_sum
         stats.add(
             len(logprobs_N),
             policy_loss=surrogate.item(),
@@ -138,12 +183,7 @@ def _step(
             value_clip_share=num_value_clipped.item(),
             ratio=log_ratio_N.exp().sum().item(),
         )
-    norm = clip_gradients(parameters, config.optim.max_grad_norm)
-    require_finite(f"optimizer step {stats.num_steps + 1} of an iteration", grad_norm=norm, kl_old_new=kl_sum)
-    stats.grad_norms.append(norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return kl_sum / num_tokens
+    return stats
 
 
 def _require_ratio_one(error: float, backbone: Backbone, stats: UpdateStats) -> None:

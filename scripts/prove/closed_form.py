@@ -63,7 +63,7 @@ def run_one(name: str, kl_coef: float, seed: int, iterations: int) -> tuple[floa
         num_epochs=4,
         num_minibatches=4,
         kl_coef=kl_coef,
-        normalize_scores=False,
+        score_normalization="none",
         missing_end_penalty=0.0,
         score_clip=1e9,
         sampling=SamplingSettings(max_completion_tokens=4),

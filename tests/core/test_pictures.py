@@ -8,7 +8,17 @@ from xml.etree import ElementTree
 import pytest
 
 from rlhf.core.html import cards, escape, figure, figures, note, page, table
-from rlhf.core.plots import PALETTE, bar_plot, line_plot, reliability_plot, scatter_plot
+from rlhf.core.plots import (
+    PALETTE,
+    Curve,
+    Panel,
+    bar_plot,
+    line_plot,
+    panel_grid,
+    reliability_plot,
+    rolling_mean,
+    scatter_plot,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -48,6 +58,42 @@ def test_bar_plot_labels_its_heights() -> None:
 def test_reliability_plot_shows_its_error() -> None:
     # one bin: confidence 0.9, frequency 0.5
     assert "measured, ECE 0.400" in texts(reliability_plot([0.9, 0.9], [1, 0], "Calibration"))
+
+
+def test_a_grid_of_panels_has_all_its_words_and_only_measured_points() -> None:
+    curves = [
+        Curve("here", [1, 2, 3, 4], [1.0, None, 3.0, float("nan")], PALETTE[0], dots=True),
+        Curve("there", [1, 2, 3], [5.0, 6.0, 7.0], PALETTE[1], right=True),
+    ]
+    panels = [
+        Panel("First", "left", curves, "right", levels=[("target", 2.0, PALETTE[4])], crosses=[3]),
+        Panel("Second", "alone", curves[:1]),
+    ]
+
+    def draw() -> bytes:
+        return panel_grid(panels, "Title", "below it", "step", mark=2, columns=3, image="svg")
+
+    svg = draw()
+    words = {
+        "Title",
+        "below it",
+        "First",
+        "left",
+        "right",
+        "here",
+        "there",
+        "target",
+        "alarm",
+        "Second",
+        "step",
+    }
+    assert words <= {text.strip() for text in texts(svg)}
+    assert markers(svg) == 2 * 2 + 1  # two points in two panels, and one in the legend
+    assert svg == draw()
+
+
+def test_a_rolling_mean_looks_to_both_sides() -> None:
+    assert rolling_mean([0.0, 3.0, 6.0, 0.0], 1) == [1.5, 3.0, 3.0, 3.0]
 
 
 def test_pictures_are_reproducible_and_png_works() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,27 @@ def test_the_lock_is_seen_by_other_processes_and_dies_with_its_holder(tmp_path: 
         holder.wait()
     with begin(tmp_path, resume=True) as run:  # SIGKILL leaves an unfinished run, not a locked one
         assert run.resuming
+
+
+def test_open_takes_the_directory_and_writes_nothing_until_begin(tmp_path: Path) -> None:
+    """Between the two a stage reads its inputs: one that is refused leaves everything as it was."""
+    path = finish(tmp_path)
+    launch = Launch(workspace=tmp_path, db="sqlite://", force=True)
+    options: dict[str, Any] = {"stage": "sft", "settings": Small(lr=2.0), "launch": launch, "seed": 0}
+    before = directory_sha256(path)
+    with Run.open(path, parents={}, **options) as run:
+        assert not run.finished
+        with pytest.raises(BusyError):
+            begin(tmp_path)
+    assert directory_sha256(path) == before
+    assert not path.with_name("one.old-1").exists()
+    with pytest.raises(DataError), Run.open(tmp_path / "runs" / "two", parents={}, **options):
+        raise DataError("prompts.jsonl:3: broken")
+    assert not (tmp_path / "runs" / "two").exists()
+    with Run.open(path, parents={}, **options) as run:
+        run.begin()
+    assert is_finished(path.with_name("one.old-1"))
+    assert not is_finished(path)
 
 
 def test_a_finished_run_does_nothing(tmp_path: Path) -> None:
@@ -220,6 +242,26 @@ def test_a_failed_run_is_not_finished_and_releases_its_lock(tmp_path: Path) -> N
     assert not is_finished(run.path)
     with begin(tmp_path, resume=True) as run:
         assert run.resuming
+
+
+def test_a_resumed_run_removes_what_a_kill_left_half_written(tmp_path: Path) -> None:
+    with begin(tmp_path) as run:
+        run.metrics.log(1, loss=0.5)
+        for name in (
+            "samples/.a.jsonl.x1.tmp",
+            ".manifest.json.x2.tmp",
+            "checkpoints/.partial-00000002/state.pt",
+        ):
+            (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / name).write_text("half")
+        (run.path / "checkpoints" / "step-00000001").mkdir()
+        (run.path / "samples" / "a.jsonl").write_text("whole")
+    with begin(tmp_path, resume=True) as run:
+        names = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*")} - {"run.lock"}
+    assert names == {
+        *("config.yaml", "manifest.json", "metrics.jsonl", "samples", "samples/a.jsonl"),
+        *("checkpoints", "checkpoints/step-00000001"),
+    }
 
 
 def test_workspace_paths_survive_a_move(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ COMMANDS = {
     "sft": (["--base", "MODEL", "--data", "DATA"], "demonstrations.jsonl"),
     "sample": (["--model-path", "MODEL", "--prompts", "DATA"], "prompts.jsonl"),
     "reward": (["--backbone", "MODEL", "--snapshot", "DATA"], "preferences.jsonl"),
-    "score": (["DATA", "--reward", "runs/reward", "--backbone", "MODEL"], "rows.jsonl"),
+    "score": (["DATA", "--reward", "runs/scorer", "--backbone", "MODEL"], "rows.jsonl"),
     "ppo": (["--backbone", "MODEL", "--reward", "JUDGE", "--prompts", "DATA"], "prompts.jsonl"),
     "evaluate": (
         ["--candidate", "MODEL", "--baseline", "models/base", "--judge", "JUDGE", "--prompts", "DATA"],
@@ -46,8 +46,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Pa
     shutil.copytree(tiny_model(), root / "models" / "base")
     backbone = Backbone.load(root / "models" / "base", ModelSettings(device="cpu"), name="models/base")
     role = backbone.add_role("reward", LoraSettings(r=2), seed=0, scalar_head=True)
-    save_reward(role, root / "runs" / "reward", backbone)
-    RewardScale(0.0, 1.0, 1.0).save(root / "runs" / "reward")
+    save_reward(role, root / "runs" / "scorer", backbone)
+    RewardScale(0.0, 1.0, 1.0).save(root / "runs" / "scorer")
     for name, row in GOOD.items():
         (root / name).write_text("".join(json.dumps(row | {"prompt": f"tale {i}"}) + "\n" for i in range(40)))
     (root / "judge.py").write_text("def score(prompts, completions):\n    return [1.0] * len(prompts)\n")

@@ -59,7 +59,7 @@ def tiny_config(**changes: Any) -> PPOConfig:
         "lora": {"r": 4, "alpha": 8},
         "optim": {"lr": 5e-3},
         "model": {"device": "cpu"},
-        "normalize_scores": False,
+        "score_normalization": "none",
         "missing_end_penalty": 0.0,
         "eval_every": 2,
         "save_every": 3,
@@ -97,12 +97,12 @@ def ppo_config(ppo_launch: Launch) -> Callable[..., PPOConfig]:
 class LetterReward:
     """The share of vowels, as an object with the interface of a reward. asked: completions scored so far."""
 
-    mean, std = 0.0, 1.0
+    name, mean, std = "the share of vowels", 0.0, 1.0
 
     def __init__(self) -> None:
         self.asked = 0
 
-    def score(self, sequences: Any, batch: Any, prompts: Any, texts: Any) -> torch.Tensor:
+    def score(self, completions: Any, prompts: Any, texts: Any) -> torch.Tensor:
         self.asked += len(texts)
         return torch.tensor([sum(c in "aeiou" for c in text) / max(1, len(text)) for text in texts])
 

@@ -25,7 +25,7 @@ def settings(**changes: object) -> PPOConfig:
             "num_epochs": 4,
             "num_minibatches": 2,
             "kl_coef": 0.3,
-            "normalize_scores": False,
+            "score_normalization": "none",
             "missing_end_penalty": 0.0,
             "sampling": SamplingSettings(max_completion_tokens=2),
             "lora": LoraSettings(adapter_layers=1.0),

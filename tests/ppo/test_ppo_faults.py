@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlhf.core.errors import GuardStop
 from rlhf.core.logprobs import token_logprobs
+from rlhf.ppo.measure import values_of
 from rlhf.ppo.prompts import PromptStream
-from rlhf.ppo.rollout import normalized_scores, values_of
+from rlhf.ppo.scores import ScoreNormalizer, ScoreScale, shaped_scores
 from rlhf.ppo.train import PPOTrainer
 
 MakeTrainer = Callable[..., tuple[PPOTrainer, PromptStream]]
@@ -223,17 +224,19 @@ def test_the_missing_end_penalty_hits_exactly_those_without_an_end(make_trainer:
     sampling = {"max_completion_tokens": 40, "temperature": 3.0}
     trainer, stream = make_trainer(sampling=sampling, missing_end_penalty=2.5, num_prompts=24)
     batch = trainer.collect(stream)
-    taken = batch.scores_B - normalized_scores(batch, trainer.reward, trainer.config)
+    shaped_B = shaped_scores(batch.scores_B, batch.completions, ScoreScale(), trainer.config)
+    taken = batch.scores_B - shaped_B
     assert 0 < int(batch.completions.finished_B.sum()) < 24
     torch.testing.assert_close(taken, 2.5 * (~batch.completions.finished_B).float())
 
 
 def test_scores_are_normalised_and_clipped(make_trainer: MakeTrainer) -> None:
-    trainer, stream = make_trainer(normalize_scores=True, score_clip=1.5)
+    trainer, stream = make_trainer(score_normalization="saved", score_clip=1.5)
     batch = trainer.collect(stream)
     trainer.reward.mean, trainer.reward.std = 0.25, 0.1
+    scale = ScoreNormalizer(trainer.reward, trainer.config).scale
     expected = [max(-1.5, min(1.5, (s - 0.25) / 0.1)) for s in batch.scores_B.tolist()]
-    found = normalized_scores(batch, trainer.reward, trainer.config).tolist()
+    found = shaped_scores(batch.scores_B, batch.completions, scale, trainer.config).tolist()
     assert found == pytest.approx(expected, abs=1e-5)
     assert 1.5 in [abs(s) for s in found]
 

@@ -93,7 +93,7 @@ def reference_run(launch: Launch, config: PPOConfig) -> Path:
         (3, 1, {}),
         (4, 2, STATEFUL),  # the last call of an evaluation: it is complete, so its boundary is too
         (6, 3, STATEFUL | {"trunk_cache": False}),
-        (18, 1, {"micro_batch_tokens": 32}),  # one call a row: in the middle of the evaluation at 2
+        (3, 1, {"micro_batch_tokens": 32, "score_normalization": "running"}),
     ],
 )
 def test_stopped_in_a_rollout_and_resumed_equals_never_stopped(
@@ -217,6 +217,35 @@ def test_a_second_launcher_is_refused(ppo_launch: Launch, ppo_config: MakeConfig
         pytest.raises(BusyError, match="another process is running here"),
     ):
         ppo_train.run(ppo_config(), ppo_launch)
+
+
+def test_launchers_that_have_nothing_to_do_load_no_model(
+    ppo_launch: Launch,
+    ppo_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A finished run, an unfinished one without --resume and a second launcher are answered at once; a prompt
+    that cannot be read leaves no run behind."""
+    out = ppo_launch.out
+    assert out is not None
+    (ppo_launch.workspace / "bad.jsonl").write_text('{"prompt": "good"}\n{"prompt": 7}\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:2"):
+        ppo_train.run(ppo_config(prompts="bad.jsonl"), ppo_launch)
+    assert not out.exists()
+    ppo_train.run(ppo_config(num_iterations=1), ppo_launch)
+
+    def forbidden(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(Backbone, "load", forbidden)
+    ppo_train.run(ppo_config(num_iterations=1), ppo_launch)
+    assert "is already finished" in capsys.readouterr().out
+    (out / "FINISHED").unlink()
+    with pytest.raises(ConfigError, match="unfinished ppo run"):
+        ppo_train.run(ppo_config(num_iterations=1), ppo_launch)
+    with FileLock(out / "run.lock"), pytest.raises(BusyError):
+        ppo_train.run(ppo_config(num_iterations=1), replace(ppo_launch, resume=True))
 
 
 def test_a_nan_reward_stops_with_one_line(
