@@ -26,6 +26,7 @@ from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,9 +36,20 @@ from transformers.utils import logging as transformers_logging
 from rlhf.core.chat import ChatCodec, first_line
 from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_decoder
 from rlhf.core.errors import ConfigError, ModelError
+from rlhf.core.processes import Processes
 from rlhf.core.quantization import is_quantized, keep_bytes, loading_options
 from rlhf.core.randomness import derived_seed
 from rlhf.core.settings import LoraSettings, ModelSettings
+from rlhf.core.sharding import (
+    TOP,
+    TRUNK,
+    WHOLE,
+    Lockstep,
+    ShardedLockstep,
+    dummy_passes,
+    is_sharded,
+    shard_linears,
+)
 
 REFERENCE = "reference"
 
@@ -142,6 +154,7 @@ class Backbone:
         self._softcap = getattr(text_config, "final_logit_softcapping", None)
         self.roles: dict[str, Role] = {REFERENCE: Role(REFERENCE, model, None, None, self.num_layers)}
         self._trunk: Any = None
+        self.lockstep = Lockstep()
         self._check_logits()
 
     @classmethod
@@ -157,6 +170,15 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    def shard(self, processes: Processes, mesh: DeviceMesh, trained: Sequence[str]) -> None:
+        """Keep only this process's part of the base's linear weights. Call it before there are roles.
+
+        trained: the roles of an update, in the order in which their hidden states are computed.
+        """
+        shard_linears(decoder_layers(self.decoder), mesh)
+        lockstep = ShardedLockstep(processes, dummy_passes(self, trained))
+        self.lockstep, processes.leave = lockstep, lambda failed: lockstep.leave(failed=failed)
 
     # ---- roles -------------------------------------------------------------------------------------------
 
@@ -222,12 +244,14 @@ class Backbone:
         No attention mask is needed anywhere: with padding on the right, causal attention never lets a real
         token see it.
         """
+        self.lockstep.turn(TRUNK)
         with torch.no_grad():
             return self._trunk(input_ids=tokens_BS, use_cache=False).last_hidden_state
 
     def hidden(self, role: str, tokens_BS: Tensor, trunk_BSH: Tensor | None = None) -> Tensor:
         """[B, S, H] final hidden states of a role, from tokens or, where given, from cached trunk states."""
         chosen = self.roles[role]
+        self.lockstep.turn(WHOLE if trunk_BSH is None else TOP)
         if trunk_BSH is not None:
             return chosen.top(inputs_embeds=trunk_BSH, use_cache=False).last_hidden_state
         return chosen.causal_lm.get_decoder()(input_ids=tokens_BS, use_cache=False).last_hidden_state
@@ -302,7 +326,7 @@ class Backbone:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
         Only the adapted matrices are new tensors. The base is never merged in place: unmerging by
-        subtraction does not give back the same bits. A quantised base is not merged at all: base and adapter
+        subtraction does not give back the same bits. A quantised or sharded base is not merged at all: base and adapter
         stay apart in the copy, which shares every tensor with the role.
         """
         chosen = self.roles[role]
@@ -310,7 +334,9 @@ class Backbone:
             return chosen.causal_lm
         # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
         clone = share_clone(chosen.causal_lm).eval()
-        if is_quantized(clone):
+        if is_sharded(clone):
+            clone.get_decoder().register_forward_pre_hook(lambda *_: self.lockstep.turn(WHOLE))
+        if is_quantized(clone) or is_sharded(clone):
             return clone
         for name, module in list(clone.named_modules()):
             if isinstance(module, LoraLayer):

@@ -20,6 +20,7 @@ from rlhf.core.guards import TokenBudget, require_finite
 from rlhf.core.optim import clip_gradients
 from rlhf.core.processes import ALONE, Processes
 from rlhf.core.randomness import derived_seed
+from rlhf.core.sharding import TRAIN
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.rollout import POLICY, RolloutBatch, Targets, token_logprobs_of, values_of
@@ -150,6 +151,7 @@ def _accumulate(
     for chosen in token_budget_batches(lengths, max_tokens):
         check()
         micro = completions.batch([rows[i] for i in chosen])
+        backbone.lockstep.turn(TRAIN)
         hidden_NH = completions.hidden(POLICY, micro)
         logprobs_N, entropy_N = token_logprobs_of(
             backbone, completions, micro, hidden_NH, config, with_entropy=True
@@ -165,6 +167,7 @@ def _accumulate(
         )
         loss = (surrogate + config.value_coef * critic - config.entropy_coef * entropy_N.sum()) / num_tokens
         loss.backward()
+        backbone.lockstep.done()
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()
