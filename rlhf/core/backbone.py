@@ -27,6 +27,7 @@ from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -39,9 +40,20 @@ from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_d
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.fused import fuse
 from rlhf.core.lora import speed_up
+from rlhf.core.processes import Processes
 from rlhf.core.quantization import is_quantized, keep_bytes, loading_options
 from rlhf.core.randomness import derived_seed
 from rlhf.core.settings import LoraSettings, ModelSettings
+from rlhf.core.sharding import (
+    TOP,
+    TRUNK,
+    WHOLE,
+    Lockstep,
+    ShardedLockstep,
+    dummy_passes,
+    is_sharded,
+    shard_linears,
+)
 from rlhf.core.trimming import Trim, make_trim
 from rlhf.core.vocabulary import OutputHead
 
@@ -153,6 +165,7 @@ class Backbone:
         self._trunk: Any = None
         # The lowest adapted layer, once `enable_trunk` has found the split exact.
         self.first_top_layer: int | None = None
+        self.lockstep = Lockstep()
         self._check_logits()
 
     @classmethod
@@ -170,6 +183,15 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    def shard(self, processes: Processes, mesh: DeviceMesh, trained: Sequence[str]) -> None:
+        """Keep only this process's part of the base's linear weights. Call it before there are roles.
+
+        trained: the roles of an update, in the order in which their hidden states are computed.
+        """
+        shard_linears(decoder_layers(self.decoder), mesh)
+        lockstep = ShardedLockstep(processes, dummy_passes(self, trained))
+        self.lockstep, processes.leave = lockstep, lambda failed: lockstep.leave(failed=failed)
 
     # ---- roles -------------------------------------------------------------------------------------------
 
@@ -208,7 +230,8 @@ class Backbone:
             torch.manual_seed(seed)
             model = PeftModelForCausalLM(share_clone(self.model), config)
         holds_merged = speed_up(model)
-        fuse(model)
+        if not is_sharded(model):
+            fuse(model)
         model.eval()
         layers = decoder_layers(model.get_base_model().get_decoder())
         adapted = [
@@ -217,7 +240,8 @@ class Backbone:
         role = Role(
             name, model, config, head, min(adapted, default=self.num_layers), holds_merged=holds_merged
         )
-        role.trim = make_trim(layers[-1], self.hidden_size, self.device, self.dtype)
+        if not is_sharded(model):
+            role.trim = make_trim(layers[-1], self.hidden_size, self.device, self.dtype)
         self.roles[name] = role
         return role
 
@@ -237,6 +261,7 @@ class Backbone:
         No attention mask is needed anywhere: with padding on the right, causal attention never lets a real
         token see it.
         """
+        self.lockstep.turn(TRUNK)
         with torch.no_grad():
             return self._trunk(input_ids=tokens_BS, use_cache=False).last_hidden_state
 
@@ -256,6 +281,7 @@ class Backbone:
     def hidden(self, role: str, tokens_BS: Tensor, trunk_BSH: Tensor | None = None) -> Tensor:
         """[B, S, H] final hidden states of a role, from tokens or, where given, from cached trunk states."""
         chosen = self.roles[role]
+        self.lockstep.turn(WHOLE if trunk_BSH is None else TOP)
         if trunk_BSH is not None:
             return chosen.top(inputs_embeds=trunk_BSH, use_cache=False).last_hidden_state
         return chosen.causal_lm.get_decoder()(input_ids=tokens_BS, use_cache=False).last_hidden_state
@@ -336,15 +362,17 @@ class Backbone:
 
         It is the role's own model where its layers hold their merged weights. Otherwise only the adapted matrices
         are new tensors. The base is never merged in place: unmerging by subtraction does not give back the same
-        bits. A quantised base is not merged at all: base and adapter stay apart in the copy, which shares every
-        tensor with the role.
+        bits. A quantised or sharded base is not merged at all: base and adapter stay apart in the copy, which
+        shares every tensor with the role.
         """
         chosen = self.roles[role]
         if chosen.lora is None or chosen.holds_merged:
             return chosen.causal_lm
         # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
         clone = share_clone(chosen.causal_lm).eval()
-        if is_quantized(clone):
+        if is_sharded(clone):
+            clone.get_decoder().register_forward_pre_hook(lambda *_: self.lockstep.turn(WHOLE))
+        if is_quantized(clone) or is_sharded(clone):
             return clone
         for name, module in list(clone.named_modules()):
             if isinstance(module, LoraLayer):

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.core.errors import ModelError
 from rlhf.core.quantization import quantization_states
+from rlhf.core.sharding import shared_modules
 
 _LAYER_LISTS = ("layers", "h", "blocks")
 _FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
@@ -50,7 +51,8 @@ def share_clone(model: nn.Module) -> Any:
     Adapters injected into the clone leave `model` untouched, and the weights exist once.
     """
     shared = itertools.chain(model.parameters(), model.buffers(), quantization_states(model))
-    memo = {id(t): t for t in shared}
+    memo: dict[int, Any] = {id(t): t for t in shared}
+    memo |= {id(module): module for module in shared_modules(model)}
     return copy.deepcopy(model, memo)
 
 

@@ -15,11 +15,13 @@ EXIT_GUARD = 3
 class RlhfError(Exception):
     """Base of all errors raised on purpose. `exit_code` is what the command line ends with.
 
-    quiet: another process of the same run prints the line.
+    quiet: another process of the same run prints the line. alone: raised in the midst of an exchange with the
+    other processes, so that they cannot be told and end when they find this one gone.
     """
 
     exit_code = EXIT_USAGE
     quiet = False
+    alone = False
 
 
 class ConfigError(RlhfError, ValueError):

@@ -88,10 +88,13 @@ def require_finite_parameters(where: str, parameters: Iterable[nn.Parameter]) ->
 
 
 class TokenBudget:
-    """Padded tokens per forward and backward, halved whenever memory runs out and never raised again."""
+    """Padded tokens per forward and backward, halved whenever memory runs out and never raised again.
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    fixed: a pass cannot be repeated, since other processes take part in it; the first lack of memory ends the run.
+    """
+
+    def __init__(self, tokens: int, *, fixed: bool = False) -> None:
+        self.tokens, self._fixed = tokens, fixed
 
     def fit(self, work: Callable[[int], Result], lengths: Sequence[int]) -> Result:
         """`work(tokens)`, from its start again with half the budget each time memory runs out.
@@ -104,10 +107,20 @@ class TokenBudget:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                if self._fixed:
+                    raise self._given_up() from error
                 self._halve(lengths)
             # Here the error and with it the frames that held the tensors are gone.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _given_up(self) -> GuardStop:
+        stop = GuardStop(
+            f"out of memory in a pass over the sharded base with {self.tokens} padded tokens; set a smaller "
+            "micro_batch_tokens and continue with --resume --force"
+        )
+        stop.alone = True
+        return stop
 
     def _halve(self, lengths: Sequence[int]) -> None:
         longest = max(lengths)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from rlhf.core.stats import calibration_bins, expected_calibration_error
@@ -208,8 +209,8 @@ def panel_grid(
     rows = math.ceil(len(panels) / columns)
     style = _STYLE | {"text.color": DARK, "axes.titlecolor": DARK, "axes.labelcolor": "#59616b"}
     with matplotlib.rc_context({**style, "svg.hashsalt": title, "axes.edgecolor": "#c3c8ce"}):
-        figure = Figure(figsize=(4.5 * columns, 2.85 * rows + 0.75), layout="constrained", facecolor="white")
-        figure.get_layout_engine().set(w_pad=0.14, h_pad=0.1)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1)
+        figure = Figure(figsize=(4.5 * columns, 2.85 * rows + 0.75), layout=layout, facecolor="white")
         figure.suptitle(f"{title}\n", x=0.008, ha="left", fontsize=14, fontweight="bold")
         figure.text(
             0.008, 1 - 0.5 / figure.get_figheight(), subtitle, fontsize=10, color="#59616b", va="center"
@@ -233,19 +234,18 @@ def _draw_panel(axes: Axes, panel: Panel, mark: int | None) -> None:
     right = axes.twinx() if any(curve.right for curve in panel.curves) else None
     handles: list[Any] = []
     for curve in panel.curves:
-        own_axis = curve.right and right is not None
-        where = right if own_axis else axes
+        where = axes if right is None or not curve.right else right
         points = [(x, y) for x, y in zip(curve.xs, _floats(curve.ys), strict=True) if math.isfinite(y)]
         xs, ys = [x for x, _ in points], [y for _, y in points]
         look: dict[str, Any] = {"marker": "o", "markersize": 4} if curve.dots or len(ys) < 3 else {}
         window = len(ys) // 20
         if curve.smooth and window > 1:
-            if not own_axis:
+            if where is axes:
                 where.plot(xs, ys, color=curve.color, alpha=0.25, linewidth=0.9)
             ys = rolling_mean(ys, window)
-        line = "--" if own_axis else "-"
+        line = "-" if where is axes else "--"
         handles += where.plot(xs, ys, line, color=curve.color, label=curve.label, linewidth=1.7, **look)
-        if own_axis:
+        if where is not axes:
             where.set_ylabel(panel.right_label, color=curve.color)
     for label, height, color in panel.levels:
         handles.append(axes.axhline(height, color=color, linestyle=(0, (2, 2)), linewidth=1.2, label=label))

@@ -12,7 +12,7 @@ MASTER_PORT. Small things (texts, counts, errors) travel over gloo, gradients ov
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -29,11 +29,17 @@ Value = TypeVar("Value")
 _PATIENCE = timedelta(days=1)
 
 
+class PeerFailed(Exception):
+    """Raised in the midst of work done alone, when another process has failed: `together` says how."""
+
+
 class Processes:
     """Process `rank` of `size`. device: where this process computes, in the words of `model.device`."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: str = "auto") -> None:
         self.rank, self.size, self.device = rank, size, device
+        # Called at the end of work done alone, with whether it failed: see `rlhf.core.sharding`.
+        self.leave: Callable[[bool], None] = lambda failed: None
 
     @property
     def is_main(self) -> bool:
@@ -62,8 +68,15 @@ class Processes:
             yield
         except PeerError:
             raise  # the others are gone: there is nobody to agree with
+        except PeerFailed:
+            pass  # everybody knows already
         except Exception as error:
+            if isinstance(error, RlhfError) and error.alone:
+                raise
             mine = error
+            self.leave(True)
+        else:
+            self.leave(False)
         failed = [
             (rank, report) for rank, report in enumerate(self.gather(_report(mine))) if report is not None
         ]

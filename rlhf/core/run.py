@@ -138,6 +138,9 @@ class Run:
     """
 
     metrics: MetricsLog
+    manifest: Manifest
+    finished: bool
+    resuming: bool
 
     def __init__(
         self, path: Path, lock: FileLock | None, settings: Settings | None, made: list[Path]

@@ -111,6 +111,9 @@ class PPOConfig(Settings):
         None, gt=0, description="learning rate of the value head; default optim.lr"
     )
     model: ModelSettings = Field(default_factory=ModelSettings)
+    shard_base: bool = Field(
+        False, description="several processes: each keeps a part of the frozen base's weights (FSDP2)"
+    )
     trunk_cache: bool = Field(True, description="compute the layers below the adapters once per rollout")
     gradient_checkpointing: bool = Field(False, description="recompute the top layers in the backward pass")
 
@@ -140,6 +143,10 @@ class PPOConfig(Settings):
         if batch < self.num_minibatches:
             raise ValueError(
                 f"num_prompts x samples_per_prompt ({batch}) must be at least num_minibatches ({self.num_minibatches})"
+            )
+        if self.shard_base and self.model.quantization != "none":
+            raise ValueError(
+                f"shard_base does not go with model.quantization {self.model.quantization}; expected none"
             )
         if self.lora.dropout:
             raise ValueError(

@@ -48,6 +48,7 @@ from rlhf.core.optim import make_optimizer, make_schedule
 from rlhf.core.processes import ALONE, Processes, start_processes
 from rlhf.core.randomness import derived_seed
 from rlhf.core.run import CHECKPOINTS, METRICS, Launch, Run, Workspace
+from rlhf.core.sharding import device_mesh
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.evaluate import evaluate, summarize
 from rlhf.ppo.kl import KLController, k3
@@ -75,6 +76,7 @@ def run(config: PPOConfig, launch: Launch) -> None:
 
 def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
     model_settings = config.model.model_copy(update={"device": processes.device})
+    mesh = device_mesh(processes) if config.shard_base else None
     backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
     sources = RewardSources.find(config, launch)
     prompts_path = find_path(required(config.prompts, "prompts", "a JSONL of prompts"), launch)
@@ -91,6 +93,8 @@ def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
 
     def load() -> tuple[Backbone, list[EncodedPrompt], list[EncodedPrompt], Reward, Reward | None]:
         backbone = Backbone.load(backbone_path, model_settings, name=model_name(backbone_path, launch))
+        if mesh is not None:
+            backbone.shard(processes, mesh, [POLICY, VALUE] if config.value_adapter else [POLICY])
         prompts = _read_prompts(prompts_path, backbone, config)
         eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
         reward, eval_reward = sources.load(backbone, launch)
@@ -183,7 +187,7 @@ def train(
                 if processes.is_main:
                     checkpoints.save(boundary["iteration"], boundary)
             raise
-    if trainer.watch.ended:
+    if trainer.watch.ended and trainer.iteration < config.num_iterations:
         processes.say(
             f"ppo: ended at iteration {trainer.iteration} of {config.num_iterations}: {trainer.watch.ended}"
         )
@@ -236,7 +240,10 @@ class PPOTrainer:
         processes: Processes = ALONE,
     ) -> None:
         self.backbone, self.reward, self.config = backbone, reward, config
-        self.processes, self.budget = processes, TokenBudget(config.micro_batch_tokens)
+        self.processes, self.budget = (
+            processes,
+            TokenBudget(config.micro_batch_tokens, fixed=config.shard_base),
+        )
         self.eval_reward = eval_reward
         roles = [
             backbone.add_role(POLICY, config.lora, seed=config.seed, scalar_head=not config.value_adapter)
@@ -404,7 +411,7 @@ class PPOTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         # Sums over another number of threads round differently: the same bits need the same number.
         torch.set_num_threads(state["threads"])
-        self.budget.tokens = state["micro_batch_tokens"]
+        self.budget.tokens = min(state["micro_batch_tokens"], self.config.micro_batch_tokens)
         self.schedule.last_epoch = state["schedule"]
         self.kl.load_state(state["kl"])
         self.scores.load_state(state["scores"])

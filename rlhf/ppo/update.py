@@ -20,6 +20,7 @@ from rlhf.core.guards import TokenBudget, require_finite
 from rlhf.core.optim import clip_gradients
 from rlhf.core.processes import ALONE, Processes
 from rlhf.core.randomness import derived_seed
+from rlhf.core.sharding import TRAIN
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.losses import policy_loss, value_loss
 from rlhf.ppo.measure import POLICY, token_logprobs_of, values_of
@@ -151,6 +152,7 @@ def _accumulate(
     for chosen in token_budget_batches(lengths, max_tokens):
         check()
         micro = completions.batch([rows[i] for i in chosen])
+        backbone.lockstep.turn(TRAIN)
         hidden_NH = completions.hidden(POLICY, micro)
         logprobs_N, entropy_N = token_logprobs_of(
             backbone, completions, micro, hidden_NH, config, with_entropy=True
@@ -168,6 +170,7 @@ def _accumulate(
         if config.entropy_coef > 0:
             loss = loss - config.entropy_coef * entropy_N.sum()
         (loss / num_tokens).backward()
+        backbone.lockstep.done()
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -257,7 +258,7 @@ def test_merging_the_reference_is_the_base_itself(load_tiny: LoadTiny) -> None:
 
 def test_an_architecture_with_scaled_logits_is_refused(load_tiny: LoadTiny) -> None:
     backbone = load_tiny()
-    backbone._softcap = 0.5  # what a forgotten scaling would look like
+    backbone.head = replace(backbone.head, softcap=0.5)  # what a forgotten scaling would look like
     with pytest.raises(ModelError, match="treats its logits in a way that is not supported"):
         backbone._check_logits()
 

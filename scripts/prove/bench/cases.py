@@ -67,8 +67,9 @@ class Case:
     the maximum, instead of completions that all reach it. warmup, timed, phased: iterations before the clock
     starts, on the clock, and afterwards with a stopwatch on each phase. eval_every: 0 measures speed only;
     otherwise the policy is scored on held-out prompts, off the clock, every so many iterations.
-    value: "full" is the peer's documented value model, "lora" gives it adapters like the policy's. keep_freed: the
-    process starts with glibc's thresholds raised, so that freed memory is not given back to the kernel.
+    value_coef: weight of the value loss, on both sides. value_lr: of our value head; None is lr. value: "full" is
+    the peer's documented value model, "lora" gives it adapters like the policy's. keep_freed: the process starts
+    with glibc's thresholds raised, so that freed memory is not given back to the kernel.
     """
 
     shape: str = "llama-14m"
@@ -82,6 +83,8 @@ class Case:
     micro_rows: int = 8
     rank: int = 16
     lr: float = 3e-4
+    value_coef: float = 0.5
+    value_lr: float | None = None
     kl_coef: float = 0.05
     dtype: str = "float32"
     device: str = "cpu"

@@ -86,6 +86,8 @@ def settings(case: Case) -> PPOConfig:
             adapter_layers=1 - case.first_layer / SHAPES[case.shape].layers,
         ),
         optim=OptimSettings(lr=case.lr),
+        value_coef=case.value_coef,
+        value_lr=case.value_lr,
         seed=case.seed,
     )
 

@@ -119,7 +119,7 @@ def make_trainer(case: Case, model_dir: Path, output_dir: str) -> PPOTrainer:
         lr_scheduler_type="constant",
         adam_beta2=0.95,
         kl_coef=case.kl_coef,
-        vf_coef=0.5,
+        vf_coef=case.value_coef,
         num_sample_generations=0,
         gradient_checkpointing=False,
         bf16=case.dtype == "bfloat16",
