@@ -265,7 +265,7 @@ def test_an_architecture_with_scaled_logits_is_refused(load_tiny: LoadTiny) -> N
 
 def test_soft_capped_logits_are_the_models_own(load_tiny: LoadTiny) -> None:
     backbone = load_tiny("gemma2")
-    assert backbone._softcap == 30.0
+    assert backbone.head.softcap == 30.0
     with torch.no_grad():
         expected = backbone.model(input_ids=tokens(), use_cache=False).logits
     torch.testing.assert_close(logits(backbone, REFERENCE, tokens()), expected)

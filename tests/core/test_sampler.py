@@ -113,11 +113,10 @@ def test_logprobs_equal_those_of_a_whole_forward_pass(load_tiny: LoadTiny, tempe
         with torch.no_grad():
             hidden = backbone.hidden("policy", torch.tensor([row]))[0, start - 1 : -1]
             expected, _ = token_logprobs(
-                backbone.logits,
+                backbone.head,
                 hidden,
                 torch.tensor(sampled.tokens),
                 temperature=temperature,
-                vocab_size=backbone.vocab_size,
             )
         assert sampled.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
 

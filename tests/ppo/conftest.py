@@ -95,7 +95,7 @@ def ppo_config(ppo_launch: Launch) -> Callable[..., PPOConfig]:
 
 
 class LetterReward:
-    """The share of vowels, as an object with the interface of a reward. asked: completions scored so far."""
+    """The share of characters with an odd code point (no batch has a single value), as an object with the interface of a reward. asked: completions scored so far."""
 
     name, mean, std = "the share of vowels", 0.0, 1.0
 
@@ -104,7 +104,7 @@ class LetterReward:
 
     def score(self, completions: Any, prompts: Any, texts: Any) -> torch.Tensor:
         self.asked += len(texts)
-        return torch.tensor([sum(c in "aeiou" for c in text) / max(1, len(text)) for text in texts])
+        return torch.tensor([sum(ord(c) % 2 for c in text) / max(1, len(text)) for text in texts])
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_two_iterations(make_trainer: MakeTrainer, architecture: str) -> None:
     assert base_hash(cached) == before
     whole, _ = make_trainer(model, trunk_cache=False)
     for one, two in zip(weights, two_iterations(whole), strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=2e-5)
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
     assert_greedy_equals_generate(cached)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-import rlhf.ppo.rollout as ppo_rollout
+import rlhf.ppo.measure as ppo_measure
 import rlhf.ppo.train as ppo_train
 import rlhf.ppo.update as ppo_update
 from rlhf.core.errors import GuardStop
@@ -53,7 +53,7 @@ def iterate(trainer: PPOTrainer, stream: PromptStream, count: int = 2) -> list[d
 
 
 @pytest.mark.parametrize("error", [ON_A_GPU, ON_THE_CPU])
-@pytest.mark.parametrize("module", [ppo_rollout, ppo_update])
+@pytest.mark.parametrize("module", [ppo_measure, ppo_update])
 def test_the_budget_is_halved_until_it_fits_and_the_result_is_the_same(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, module: Any, error: RuntimeError
 ) -> None:
