@@ -95,7 +95,7 @@ def ppo_config(ppo_launch: Launch) -> Callable[..., PPOConfig]:
 
 
 class LetterReward:
-    """The share of characters with an odd code point (no batch has a single value), as an object with the interface of a reward. asked: completions scored so far."""
+    """The share of characters with an odd code point: no batch has a single value. asked: completions scored so far."""
 
     name, mean, std = "the share of vowels", 0.0, 1.0
 
