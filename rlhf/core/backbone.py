@@ -357,16 +357,16 @@ class Backbone:
 
     # ---- sampling ----------------------------------------------------------------------------------------
 
-    def merged(self, role: str) -> Any:
+    def merged(self, role: str, *, to_save: bool = False) -> Any:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
-        It is the role's own model where its layers hold their merged weights. Otherwise only the adapted matrices
-        are new tensors. The base is never merged in place: unmerging by subtraction does not give back the same
-        bits. A quantised or sharded base is not merged at all: base and adapter stay apart in the copy, which
-        shares every tensor with the role.
+        It is the role's own model where its layers hold their merged weights, unless it is `to_save`, for which it
+        must be plain transformers. Otherwise only the adapted matrices are new tensors. The base is never merged in
+        place: unmerging by subtraction does not give back the same bits. A quantised or sharded base is not merged
+        at all: base and adapter stay apart in the copy, which shares every tensor with the role.
         """
         chosen = self.roles[role]
-        if chosen.lora is None or chosen.holds_merged:
+        if chosen.lora is None or (chosen.holds_merged and not to_save):
             return chosen.causal_lm
         # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
         clone = share_clone(chosen.causal_lm).eval()
