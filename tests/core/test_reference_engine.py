@@ -79,7 +79,7 @@ def test_a_trained_role_and_stop_strings(load_tiny: LoadTiny) -> None:
     backbone = load_tiny()
     role = backbone.add_role("policy", LoraSettings(r=4), seed=0)
     for parameter in role.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
     model = backbone.merged("policy")
     texts = [backbone.codec.decode(row.tokens) for row in draw(backbone, "native", model)]
     pairs = [text[i : i + 2] for text in texts for i in range(len(text) - 1) if text[i : i + 2].isascii()]
