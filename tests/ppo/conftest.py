@@ -97,7 +97,7 @@ def ppo_config(ppo_launch: Launch) -> Callable[..., PPOConfig]:
 class LetterReward:
     """The share of characters with an odd code point: no batch has a single value. asked: completions scored so far."""
 
-    name, mean, std = "the share of vowels", 0.0, 1.0
+    name, mean, std = "the share of odd characters", 0.0, 1.0
 
     def __init__(self) -> None:
         self.asked = 0
