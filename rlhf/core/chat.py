@@ -114,10 +114,13 @@ class ChatCodec:
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return [*ids, self.end_token_id] if finished else ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion, without end tokens and other special ones, and without NUL, which a
-        byte-level tokenizer can produce and no file or database takes."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).replace("\0", "").strip()
+    def decode(self, ids: Sequence[int], *, until: Sequence[str] = ()) -> str:
+        """The text of a completion up to the first of `until`, without end tokens and other special ones, and
+        without NUL, which a byte-level tokenizer can produce and no file or database takes."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        # Cut before the ends are stripped: a stop string may begin or end with a space.
+        cuts = [place for stop in until if (place := text.find(stop)) >= 0]
+        return text[: min(cuts, default=None)].replace("\0", "").strip()
 
 
 def _padding_id(tokenizer: Any, end_token_ids: Sequence[int]) -> int:

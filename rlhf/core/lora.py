@@ -21,6 +21,9 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # The sums of one role: 256 MiB are 67 million adapted weights.
 MAX_MERGED_BYTES = 256 << 20
@@ -102,19 +105,31 @@ class _Merged:
     """The sum of one layer's weight and its update, as of the adapter weights that it was formed from."""
 
     def __init__(self) -> None:
-        self._of: tuple[int, ...] = ()
+        self._of: tuple[float, ...] = ()
+        self._tensors: tuple[Tensor, ...] = ()
         self._sum: Tensor | None = None
 
     @torch.no_grad()
     def of(self, base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        # Every change in place raises a tensor's version, the optimizer's and a checkpoint's alike.
-        of = (id(a), a._version, id(b), b._version)
+        # Every change in place raises a tensor's version, the optimizer's and a checkpoint's alike; only what is
+        # written through `.data` is not seen.
+        of = (id(base), base._version, id(a), a._version, id(b), b._version, scaling)
         if self._sum is None or of != self._of:
             self._sum, self._of = torch.addmm(base, b, a, alpha=scaling), of
+            self._tensors = (base, a, b)  # held, so that no other tensor can come by their ids
         return self._sum
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Merged:
         return _Merged()
+
+
+def _raise_versions(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """torch's fused optimizers, which the trainers of transformers use by default, raise no versions."""
+    for group in optimizer.param_groups:
+        increment_version(group["params"])
+
+
+register_optimizer_step_post_hook(_raise_versions)
 
 
 def _forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -154,6 +169,7 @@ def _only_adapter(module: Any, x: Tensor) -> str | None:
         name in module.lora_A
         and not (module.disable_adapters or module.merged)
         and not (module.training and getattr(module.lora_dropout[name], "p", 0.0) > 0)
+        and module.lora_B[name].bias is None
         and x.dtype == module.base_layer.weight.dtype
     )
     return name if plain else None

@@ -39,7 +39,6 @@ class StopRule:
         return any(text in tail for text in self.strings)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of a completion, up to its first stop string."""
-        text = self._codec.decode(tokens)
-        cuts = [place for stop in self.strings if (place := text.find(stop)) >= 0]
-        return text[: min(cuts)].rstrip() if cuts else text
+        """The text of a completion up to its first stop string, and without the token that ended it."""
+        ended = bool(tokens) and tokens[-1] in self.token_ids
+        return self._codec.decode(tokens[:-1] if ended else tokens, until=self.strings)

@@ -30,7 +30,10 @@ class Trim:
 
     @contextmanager
     def only(self, rows_N: Tensor, columns_N: Tensor) -> Iterator[None]:
-        """Within this, the MLP's output is right at [rows_N, columns_N] of [B, S] and zero elsewhere."""
+        """Within this, the MLP's output is right at [rows_N, columns_N] of [B, S] and zero elsewhere.
+
+        No place may be named twice: its gradient would count twice as often.
+        """
         self._places = (rows_N, columns_N)
         try:
             yield
@@ -40,7 +43,8 @@ class Trim:
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._places is None:
             return self._inner(x, *args, **kwargs)
-        found = self._inner(x[self._places], *args, **kwargs)
+        # One row of all places: a mixture of experts takes [batch, length, hidden] apart itself.
+        found = self._inner(x[self._places][None], *args, **kwargs)[0]
         return x.new_zeros(*x.shape[:-1], found.shape[-1]).index_put(self._places, found)
 
 

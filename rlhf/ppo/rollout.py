@@ -130,7 +130,7 @@ def _draw(
     """Sample, and keep the trunk states and values that the sampler has at hand anyway."""
     head = backbone.roles[POLICY].head
     return sample(
-        backbone.merged(POLICY),
+        backbone.sampling_model(POLICY),
         requests,
         config.sampling,
         end_token_ids=stop.token_ids,
