@@ -366,8 +366,8 @@ class Backbone:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
         Only the adapted matrices are new tensors. The base is never merged in place: unmerging by subtraction
-        does not give back the same bits. A quantised or sharded base is not merged at all: base and adapter stay apart in the copy, which
-        shares every tensor with the role.
+        does not give back the same bits. A quantised or sharded base is not merged at all: base and adapter stay
+        apart in the copy, which shares every tensor with the role.
         """
         chosen = self.roles[role]
         if chosen.lora is None:
