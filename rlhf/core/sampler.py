@@ -20,6 +20,7 @@ from torch import Tensor
 from rlhf.core.decoder import decoder_layers
 from rlhf.core.kv_cache import key_value_cache
 from rlhf.core.randomness import uniforms
+from rlhf.core.reference_engine import generate
 from rlhf.core.settings import SamplingSettings
 from rlhf.core.vocabulary import OutputHead
 
@@ -86,26 +87,60 @@ def sample(
     model: a causal LM of transformers (a role merged by `Backbone.merged`).
     ended_by_text: True for the tokens of a completion that ends here though no end token has come (stop strings).
     max_batch_tokens: rows x (prompt + completion) tokens decoded at once; bounds the key/value cache.
-    read: maps hidden states [B, H] to one number a row, [B].
+    read: maps hidden states [B, H] to one number a row, [B]. With `settings.engine` transformers neither trunk
+    states nor readings are kept.
     on_step is called after each token (a place to notice signals), on_done with the number of rows of each
     finished batch.
     """
     results = [Sampled() for _ in requests]
     for places in plan_batches(requests, settings, max_batch_tokens):
-        decoding = _Decoding(
-            model,
-            [requests[i] for i in places],
-            settings,
-            end_token_ids,
-            seed,
-            ended_by_text=ended_by_text,
-            capture_layer=capture_layer,
-            read=read,
-        )
-        for place, result in zip(places, decoding.run(on_step), strict=True):
+        batch = [requests[i] for i in places]
+        if settings.engine == "transformers":
+            found = _by_transformers(model, batch, settings, end_token_ids, seed, ended_by_text, on_step)
+        else:
+            found = _Decoding(
+                model,
+                batch,
+                settings,
+                end_token_ids,
+                seed,
+                ended_by_text=ended_by_text,
+                capture_layer=capture_layer,
+                read=read,
+            ).run(on_step)
+        for place, result in zip(places, found, strict=True):
             results[place] = result
         on_done(len(places))
     return results
+
+
+def _by_transformers(
+    model: Any,
+    requests: list[Request],
+    settings: SamplingSettings,
+    end_token_ids: Sequence[int],
+    seed: int,
+    ended_by_text: Callable[[Sequence[int]], bool] | None,
+    on_step: Callable[[], None],
+) -> list[Sampled]:
+    """One batch by the reference engine, which draws each token with the same uniform number."""
+    cursors_B = torch.tensor([r.cursor for r in requests], device=model.device)
+    samples_B = torch.tensor([r.sample for r in requests], device=model.device)
+
+    def draw(logits_BV: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        uniforms_B = uniforms(seed, cursors_B, samples_B, torch.full_like(cursors_B, position))
+        return choose(logits_BV, uniforms_B, settings)
+
+    generated = generate(
+        model,
+        [request.prompt_ids for request in requests],
+        settings.max_completion_tokens,
+        end_token_ids=end_token_ids,
+        draw=draw,
+        ended_by_text=ended_by_text,
+        on_step=on_step,
+    )
+    return [Sampled(*row) for row in generated]
 
 
 class _Decoding:

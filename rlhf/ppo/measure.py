@@ -23,7 +23,8 @@ from rlhf.ppo.config import PPOConfig
 
 POLICY, VALUE = "policy", "value"
 
-# Mean difference in nats per token between the sampler and the recomputation beyond which the sampler is not used.
+# Mean difference between the sampler and the recomputation beyond which the sampler is not used: of the
+# log-probabilities in nats per token, of the trunk states as a share of their mean size.
 SAMPLER_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 CHECKED_SHARE = 16  # one completion in so many is computed again
 
@@ -61,7 +62,7 @@ def measure(
     own: the rows that are measured here; all others stay 0. states: what the sampler captured of these rows.
     max_tokens: padded tokens per forward pass.
     """
-    trusted, gap = _check_sampler(backbone, requests, drawn, config, max_tokens, own)
+    trusted, gap = _check_sampler(backbone, requests, drawn, config, max_tokens, own, states)
     captured = [state for state in states if state is not None]
     completions = Completions(
         backbone,
@@ -103,21 +104,43 @@ def _check_sampler(
     config: PPOConfig,
     max_tokens: int,
     own: range,
+    states: Sequence[Tensor | None],
 ) -> tuple[bool, float]:
-    """(whether the sampler's numbers agree with a recomputation from the tokens, the largest difference)."""
-    rows = own[::CHECKED_SHARE]
-    if not rows or config.old_logprobs == "recompute":
+    """(whether the sampler's numbers agree with a recomputation from the tokens, the largest difference of a
+    log-probability)."""
+    rows, checked = own[::CHECKED_SHARE], states[::CHECKED_SHARE]
+    # With an adapter of its own the value is not read from the policy, and the sampler reads nothing.
+    missing = VALUE not in backbone.roles and any(len(drawn[i].readings) != len(drawn[i].tokens) for i in own)
+    reference = config.sampling.engine == "transformers"
+    if not rows or missing or reference or config.old_logprobs == "recompute":
         return False, 0.0
     some = Completions(backbone, [requests[i] for i in rows], [drawn[i] for i in rows], max_tokens=max_tokens)
-    differences_BT = torch.zeros_like(some.sampled_logprobs_BT)
+    differences_BT, tolerance = torch.zeros_like(some.sampled_logprobs_BT), SAMPLER_TOLERANCE[backbone.dtype]
+    agree = True
     for indices in token_budget_batches(some.sequences.lengths, max_tokens):
         batch = some.batch(indices)
         hidden_NH = some.hidden(POLICY, batch)
         logprobs_N, _ = token_logprobs_of(backbone, some, batch, hidden_NH, config)
         where = batch.rows_N, batch.columns_N
         differences_BT[where] = logprobs_N - some.sampled_logprobs_BT[where]
+        agree = agree and _same_trunk(batch, [checked[i] for i in indices], tolerance)
     mean = (differences_BT.abs().sum() / some.mask_BT.sum()).item()
-    return mean <= SAMPLER_TOLERANCE[backbone.dtype], _largest(differences_BT)
+    return agree and mean <= tolerance, _largest(differences_BT)
+
+
+def _same_trunk(batch: CompletionBatch, states: Sequence[Tensor | None], tolerance: float) -> bool:
+    """Whether the captured states of a batch's rows are those that its tokens give."""
+    trunk_BSH = batch.sequence.trunk_BSH
+    if trunk_BSH is None:
+        return True
+    for expected_SH, found_SH in zip(trunk_BSH, states, strict=True):
+        if found_SH is None:
+            continue
+        expected_SH = expected_SH[: len(found_SH)].float()
+        off = (found_SH.float() - expected_SH).abs().mean().item()
+        if not off <= tolerance * expected_SH.abs().mean().item():
+            return False
+    return True
 
 
 def _largest(differences_BT: Tensor) -> float:

@@ -14,6 +14,7 @@ from rlhf.core.backbone import Backbone
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.sampler import Request, Sampled, choose, sample
 from rlhf.core.settings import LoraSettings, SamplingSettings
+from rlhf.core.stopping import StopRule
 
 LoadTiny = Callable[..., Backbone]
 PROMPTS = (
@@ -187,3 +188,129 @@ def test_a_check_between_tokens_and_the_count_of_done_rows(load_tiny: LoadTiny) 
     assert sum(done) == len(PROMPTS)
     assert len(done) > 1
     assert len(steps) == 5 * len(done)
+
+
+# ---- what the sampler shares and keeps -------------------------------------------------------------------------
+
+
+def policy_of(backbone: Backbone) -> Any:
+    """The model of a policy whose upper half has learned something, behind a trunk that is split off."""
+    role = backbone.add_role("policy", LoraSettings(r=4), seed=0)
+    for parameter in role.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    assert backbone.enable_trunk(64).startswith("trunk cache on")
+    return backbone.merged("policy")
+
+
+def test_several_completions_of_a_prompt_share_its_prefix(load_tiny: LoadTiny) -> None:
+    """Each distinct prompt is computed once, whatever its cursors; the completions are those of separate draws."""
+    backbone = load_tiny()
+    prompts = [r.prompt_ids for r in requests_for(backbone)[:3]]
+    requests = [Request(prompts[i % 3], cursor=i, sample=g) for i in range(4) for g in range(5)]
+    seen: list[tuple[int, int]] = []
+    layer = backbone.model.get_decoder().layers[0]
+    hook = layer.register_forward_hook(lambda m, inputs, out: seen.append(tuple(inputs[0].shape[:2])))
+    together = draw(backbone, requests, end_token_ids=[2])
+    hook.remove()
+    assert seen[0] == (3, max(len(ids) for ids in prompts))
+    assert seen[1] == (20, 1)
+    assert len({tuple(s.tokens) for s in together}) == 20
+    alone = [draw(backbone, [request], end_token_ids=[2])[0] for request in requests]
+    assert [s.tokens for s in alone] == [s.tokens for s in together]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt_neox"])
+def test_captured_states_and_readings_are_those_of_a_whole_pass(
+    load_tiny: LoadTiny, architecture: str
+) -> None:
+    """With prompts of mixed length and rows that leave on the way; the last token's state is among them."""
+    backbone = load_tiny(architecture)
+    model = policy_of(backbone)
+    weights_H = torch.linspace(-1, 1, backbone.hidden_size)
+    requests = [Request(r.prompt_ids, r.cursor, g) for r in requests_for(backbone) for g in range(3)]
+    widths: list[int] = []
+    hook = (
+        model.get_decoder()
+        .layers[-1]
+        .register_forward_hook(lambda m, inputs, out: widths.append(len(inputs[0])))
+    )
+    drawn = sample(
+        model,
+        requests,
+        SamplingSettings(max_completion_tokens=12, temperature=1.5),
+        end_token_ids=list(range(100, 135)),
+        seed=0,
+        capture_layer=backbone.first_top_layer,
+        read=lambda hidden_BH: hidden_BH @ weights_H,
+    )
+    hook.remove()
+    assert len(set(widths)) > 3, "rows have left the batch more than once"
+    assert {s.finished for s in drawn} == {True, False}
+    for request, sampled in zip(requests, drawn, strict=True):
+        row = torch.tensor([[*request.prompt_ids, *sampled.tokens]])
+        assert sampled.trunk_SH is not None
+        torch.testing.assert_close(sampled.trunk_SH, backbone.trunk(row)[0], rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            hidden_SH = backbone.hidden("policy", row)[0, len(request.prompt_ids) - 1 : -1]
+        assert sampled.readings == pytest.approx((hidden_SH @ weights_H).tolist(), abs=1e-3)
+    assert not any(m._forward_hooks for m in model.modules()), "the sampler leaves no hook behind"
+
+
+def test_what_is_kept_changes_nothing_that_is_drawn(load_tiny: LoadTiny) -> None:
+    backbone = load_tiny()
+    model, requests = policy_of(backbone), requests_for(backbone)
+    settings: dict[str, Any] = {"end_token_ids": list(range(100, 140)), "seed": 0}
+    plain = sample(model, requests, SamplingSettings(max_completion_tokens=9), **settings)
+    kept = sample(
+        model,
+        requests,
+        SamplingSettings(max_completion_tokens=9),
+        **settings,
+        capture_layer=2,
+        read=lambda hidden_BH: hidden_BH[:, 0],
+    )
+    assert [s.tokens for s in kept] == [s.tokens for s in plain]
+    assert [s.logprobs for s in kept] == [s.logprobs for s in plain]
+    assert all(s.trunk_SH is None and s.readings == [] for s in plain)
+
+
+def test_stop_strings_end_rows_where_they_are_complete(load_tiny: LoadTiny) -> None:
+    """The rows are those without stop strings, up to the token that completes one."""
+    backbone = load_tiny()
+    requests = [Request(r.prompt_ids, r.cursor, g) for r in requests_for(backbone) for g in range(4)]
+    free = draw(backbone, requests, end_token_ids=[2])
+    decode = backbone.codec.tokenizer.decode
+    texts = [decode(s.tokens) for s in free]
+    pairs = [text[i : i + 2] for text in texts for i in range(3, len(text) - 1) if text[i : i + 2].isascii()]
+    strings = (max(sorted(set(pairs)), key=pairs.count), pairs[0])
+    rule = StopRule(backbone.codec, SamplingSettings(stop_strings=strings))
+    found = sample(
+        backbone.model,
+        requests,
+        SamplingSettings(max_completion_tokens=20, stop_strings=strings),
+        end_token_ids=[2],
+        ended_by_text=rule.ended_by_text,
+        seed=0,
+    )
+    ended = 0
+    for whole, sampled in zip(free, found, strict=True):
+        counts = range(1, len(whole.tokens) + 1)
+        hits = [n for n in counts if any(s in decode(whole.tokens[:n]) for s in strings)]
+        assert sampled.tokens == whole.tokens[: hits[0] if hits else None]
+        assert sampled.logprobs == pytest.approx(whole.logprobs[: len(sampled.tokens)], abs=1e-4)
+        assert sampled.finished == (bool(hits) or whole.finished)
+        assert not any(s in rule.text(sampled.tokens) for s in strings)
+        ended += bool(hits)
+    assert 0 < ended < len(requests)
+
+
+def test_neighbours_that_stop_or_share_a_prompt_change_nothing(load_tiny: LoadTiny) -> None:
+    backbone = load_tiny()
+    model, requests = policy_of(backbone), requests_for(backbone)
+    ends = {"end_token_ids": list(range(100, 160)), "temperature": 1.5}
+    beside = [Request(requests[1].prompt_ids, cursor=50 + g) for g in range(9)]
+    for request in requests[:3]:
+        alone = draw(backbone, [request], model, **ends)[0]
+        crowded = draw(backbone, [*beside, request, *requests[3:]], model, **ends)[len(beside)]
+        assert crowded.tokens == alone.tokens
+        assert crowded.logprobs == pytest.approx(alone.logprobs, abs=1e-4)

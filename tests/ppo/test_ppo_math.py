@@ -78,6 +78,27 @@ def test_policy_loss_by_hand() -> None:
     assert logprobs.grad.tolist() == pytest.approx([0, 0, -2.2, 1.5])
 
 
+def test_dual_clip_by_hand() -> None:
+    """With c = 3: a ratio that ran away under a negative advantage costs 3 |A| and pulls no longer."""
+    ratios = torch.tensor([5.0, 2.0, 5.0, 0.5, 4.0, 3.5])
+    advantages = torch.tensor([-2.0, -2.0, 2.0, -1.0, 0.0, -0.5])
+    logprobs = ratios.log().requires_grad_()
+    loss, num_clipped = policy_loss(logprobs, torch.zeros(6), advantages, 0.2, 3.0)
+    # max(10, 2.4) = 10 bounded to 6; max(4, 2.4) = 4 within; max(-10, -2.4) = -2.4 clipped, never bounded;
+    # max(0.5, 0.8) = 0.8 clipped, far below 3; 0; max(1.75, 0.6) = 1.75 bounded to 1.5
+    assert loss.item() == pytest.approx(6 + 4 - 2.4 + 0.8 + 0 + 1.5)
+    assert num_clipped.item() == 4
+    loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([0, 4.0, 0, 0, 0, 0])
+    # a bound that no ratio reaches is no bound
+    plain, _ = policy_loss(logprobs, torch.zeros(6), advantages, 0.2)
+    assert policy_loss(logprobs, torch.zeros(6), advantages, 0.2, 6.0)[0].item() == plain.item()
+    assert plain.item() == pytest.approx(10 + 4 - 2.4 + 0.8 + 0 + 1.75)
+    with pytest.raises(ValidationError, match="dual_clip"):
+        PPOConfig(dual_clip=1.0)
+
+
 def test_value_loss_by_hand() -> None:
     values = torch.tensor([2.0, 1.5], requires_grad=True)
     loss, num_clipped = value_loss(values, torch.tensor([1.0, 1.0]), torch.tensor([1.5, 1.6]), 0.2)
