@@ -240,7 +240,7 @@ def save_model(backbone: Backbone, role: Role, folder: Path) -> None:
     ends nothing, so that plain loaders and ours pad alike.
     """
     codec = backbone.codec
-    merged = backbone.merged(role.name, to_save=True)
+    merged = backbone.merged(role.name)
     merged.config = copy.deepcopy(backbone.model.config)
     merged.config.get_text_config().pad_token_id = codec.pad_token_id
     generation = copy.deepcopy(backbone.model.generation_config)

@@ -17,10 +17,26 @@ _KEPT = 1 << 30
 
 def keep_freed_memory() -> bool:
     """Raise glibc's thresholds for this process. Returns False where there is no glibc; then nothing changes."""
+    libc = _libc()
+    if libc is None:
+        return False
+    return bool(
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD) and libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    )
+
+
+def release_freed_memory() -> None:
+    """Give the pages inside freed blocks back to the kernel: between phases that need blocks of other sizes."""
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _libc() -> ctypes.CDLL | None:
     if sys.platform != "linux":
-        return False
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # another C library
+        return None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -357,16 +357,20 @@ class Backbone:
 
     # ---- sampling ----------------------------------------------------------------------------------------
 
-    def merged(self, role: str, *, to_save: bool = False) -> Any:
+    def sampling_model(self, role: str) -> Any:
+        """The causal LM to sample a role from: its own where its layers hold merged weights, else a merged copy."""
+        chosen = self.roles[role]
+        return chosen.causal_lm if chosen.holds_merged else self.merged(role)
+
+    def merged(self, role: str) -> Any:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
-        It is the role's own model where its layers hold their merged weights, unless it is `to_save`, for which it
-        must be plain transformers. Otherwise only the adapted matrices are new tensors. The base is never merged in
-        place: unmerging by subtraction does not give back the same bits. A quantised or sharded base is not merged
-        at all: base and adapter stay apart in the copy, which shares every tensor with the role.
+        Only the adapted matrices are new tensors. The base is never merged in place: unmerging by subtraction
+        does not give back the same bits. A quantised or sharded base is not merged at all: base and adapter stay
+        apart in the copy, which shares every tensor with the role.
         """
         chosen = self.roles[role]
-        if chosen.lora is None or (chosen.holds_merged and not to_save):
+        if chosen.lora is None:
             return chosen.causal_lm
         # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
         clone = share_clone(chosen.causal_lm).eval()

@@ -13,6 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.core.lora import adapter_gradients, plain_lora
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(the normed x, 1 / root mean square of each row)."""
+    scale = (torch.linalg.vecdot(x, x) / x.shape[-1] + eps).rsqrt_()[..., None]
+    return (x * scale).mul_(weight), scale
+
 
 class _RMSNorm(torch.autograd.Function):
     """x [.., H] -> x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich, arXiv:1910.07467).
@@ -22,9 +30,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = (torch.linalg.vecdot(x, x) / x.shape[-1] + eps).rsqrt_()[..., None]
+        y, scale = _normed(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -49,14 +57,50 @@ class _GatedSiLU(torch.autograd.Function):
         return torch.ops.aten.silu_backward(grad * up, gate), dup
 
 
+class _GatedDown(torch.autograd.Function):
+    """The same with the down projection, a LoRA layer that holds its merged weight: keeps gate and up only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        up: Tensor,
+        merged: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        ctx.save_for_backward(gate, up, merged, a, b)
+        ctx.scaling = scaling
+        return nn.functional.linear(nn.functional.silu(gate).mul_(up), merged, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        gate, up, merged, a, b = ctx.saved_tensors
+        activated = nn.functional.silu(gate)
+        adapter = adapter_gradients(grad, activated * up, a, b, ctx.scaling)
+        inner = grad @ merged
+        dup = activated.mul_(inner)
+        return torch.ops.aten.silu_backward(inner.mul_(up), gate), dup, None, None, *adapter, None
+
+
 def _norm_forward(module: Any, x: Tensor) -> Tensor:
     if x.dtype != torch.float32:
         return type(module).forward(module, x)
+    if not torch.is_grad_enabled():
+        return _normed(x, module.weight, module.variance_epsilon)[0]
     return _RMSNorm.apply(x, module.weight, module.variance_epsilon)
 
 
 def _mlp_forward(module: Any, x: Tensor) -> Tensor:
-    return module.down_proj(_GatedSiLU.apply(module.gate_proj(x), module.up_proj(x)))
+    gate, up, down = module.gate_proj(x), module.up_proj(x), module.down_proj
+    if not torch.is_grad_enabled():
+        return down(nn.functional.silu(gate).mul_(up))
+    plain = plain_lora(down, gate)
+    if plain is None:
+        return down(_GatedSiLU.apply(gate, up))
+    return _GatedDown.apply(gate, up, *plain)
 
 
 @torch.no_grad()

@@ -46,10 +46,18 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
-        if self._rooms:
-            end = self.get_seq_length()
+        if not self._rooms:
+            return
+        end, count = self.get_seq_length(), len(indices)
+        moved = (indices != torch.arange(count, device=indices.device)).nonzero().squeeze(1)
+        if count <= len(self._rooms[0]) and bool((indices[moved] >= count).all()):
+            # Rows from the end take the places of those that left: nothing else is copied.
+            for room in self._rooms:
+                room[moved, :, :end] = room[indices[moved], :, :end]
+            self._rooms = [room[:count] for room in self._rooms]
+        else:
             self._rooms = [torch.index_select(room, 0, indices) for room in self._rooms]
-            self._show(end)
+        self._show(end)
 
     def _show(self, end: int) -> None:
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)

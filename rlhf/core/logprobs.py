@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf.core.vocabulary import OutputHead
 
-# Logits of one chunk. On a CPU they should stay in its cache (4 MiB in fp32); a GPU wants large launches.
-MAX_CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}
+# Logits of one chunk. On a CPU they should stay in its cache (2 MiB in fp32); a GPU wants large launches.
+MAX_CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**26}
 
 
 def token_logprobs(
@@ -104,7 +104,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 p_nV = log_p_nV.exp_()
             # d log p_target / dlogit_v = 1[v = target] - p_v
             p_nV.neg_()
-            p_nV[torch.arange(len(targets_n), device=p_nV.device), targets_n] += 1
+            p_nV.scatter_add_(1, targets_n[:, None], torch.ones_like(p_nV[:, :1]))
             slopes.append(_to_hidden(head, p_nV, logits_nV, temperature, hidden_nH.dtype))
         ctx.save_for_backward(torch.cat(slopes), torch.cat(entropy_slopes) if entropy_gradient else None)
         entropy_N = torch.cat(entropies) if entropies else hidden_NH.new_zeros(0)

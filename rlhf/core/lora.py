@@ -44,7 +44,7 @@ class _MergedLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, merged, a, b = ctx.saved_tensors
         dx = grad @ merged if ctx.needs_input_grad[0] else None
-        return dx, None, None, *_adapter_gradients(grad, x, a, b, ctx.scaling), None
+        return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
 
 
 class _MergedEachTime(torch.autograd.Function):
@@ -64,7 +64,7 @@ class _MergedEachTime(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = grad @ torch.addmm(weight, b, a, alpha=ctx.scaling)
-        return dx, None, None, *_adapter_gradients(grad, x, a, b, ctx.scaling), None
+        return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
 
 
 class _AddedLinear(torch.autograd.Function):
@@ -89,12 +89,10 @@ class _AddedLinear(torch.autograd.Function):
             dx = grad @ weight
             low_NR = grad.flatten(0, -2) @ b.to(grad.dtype)
             dx.view(-1, dx.shape[-1]).addmm_(low_NR, a.to(grad.dtype), alpha=ctx.scaling)
-        return dx, None, None, *_adapter_gradients(grad, x, a, b, ctx.scaling), None
+        return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
 
 
-def _adapter_gradients(
-    grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float
-) -> tuple[Tensor, Tensor]:
+def adapter_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
     """Gradients [R, I] and [O, R] of the two matrices, in their own dtype."""
     grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
     da_RI = (grad_NO @ b.to(grad.dtype)).T @ x_NI
@@ -112,7 +110,7 @@ class _Merged:
         self._sum: Tensor | None = None
 
     @torch.no_grad()
-    def weight(self, base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def of(self, base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         # Every change in place raises a tensor's version, the optimizer's and a checkpoint's alike; only what is
         # written through `.data` is not seen.
         of = (id(base), base._version, id(a), a._version, id(b), b._version, scaling)
@@ -134,28 +132,47 @@ def _raise_versions(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 register_optimizer_step_post_hook(_raise_versions)
 
 
-def _forward(module: Any, merged: _Merged | None, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The forward of one LoRA layer; peft's own wherever the layer is not a plain one at this moment."""
-    base, names = module.base_layer, module.active_adapters
-    name = names[0] if len(names) == 1 else None
-    plain = (
-        name in module.lora_A
-        and not (args or kwargs or module.disable_adapters or module.merged)
-        and not (module.training and getattr(module.lora_dropout[name], "p", 0.0) > 0)
-        and module.lora_B[name].bias is None
-        and x.dtype == base.weight.dtype
-    )
-    if not plain:
+    name = _only_adapter(module, x)
+    if name is None or args or kwargs:
         return type(module).forward(module, x, *args, **kwargs)
-    a, b, scaling = module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+    base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    scaling = module.scaling[name]
     if x.dtype != torch.float32:
         return _AddedLinear.apply(x, base.weight, base.bias, a, b, scaling)
-    if merged is None:
+    if module.merged_weight is None:
         return _MergedEachTime.apply(x, base.weight, base.bias, a, b, scaling)
-    weight = merged.weight(base.weight, a, b, scaling)
+    weight = module.merged_weight.of(base.weight, a, b, scaling)
     if not torch.is_grad_enabled():
         return nn.functional.linear(x, weight, base.bias)
     return _MergedLinear.apply(x, weight, base.bias, a, b, scaling)
+
+
+def plain_lora(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
+    """(merged weight, bias, A, B, scaling) of a layer that would compute with its merged weight, else None."""
+    if getattr(module, "merged_weight", None) is None or x.dtype != torch.float32:
+        return None
+    name = _only_adapter(module, x)
+    if name is None:
+        return None
+    base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    scaling = module.scaling[name]
+    return module.merged_weight.of(base.weight, a, b, scaling), base.bias, a, b, scaling
+
+
+def _only_adapter(module: Any, x: Tensor) -> str | None:
+    """The name of the one adapter at work, None where peft has more to do than base(x) + B(A(x)) * scaling."""
+    names = module.active_adapters
+    name = names[0] if len(names) == 1 else None
+    plain = (
+        name in module.lora_A
+        and not (module.disable_adapters or module.merged)
+        and not (module.training and getattr(module.lora_dropout[name], "p", 0.0) > 0)
+        and module.lora_B[name].bias is None
+        and x.dtype == module.base_layer.weight.dtype
+    )
+    return name if plain else None
 
 
 def speed_up(model: nn.Module) -> bool:
@@ -171,6 +188,7 @@ def speed_up(model: nn.Module) -> bool:
     size = sum(m.base_layer.weight.numel() * m.base_layer.weight.element_size() for m in plain)
     keep = size <= MAX_MERGED_BYTES
     for module in plain:
-        module.forward = partial(_forward, module, _Merged() if keep else None)
+        module.merged_weight = _Merged() if keep else None
+        module.forward = partial(_forward, module)
     fp32 = all(m.base_layer.weight.dtype == torch.float32 for m in plain)
     return keep and fp32 and len(plain) == len(layers)

@@ -24,8 +24,8 @@ from rlhf.core.reference_engine import generate
 from rlhf.core.settings import SamplingSettings
 from rlhf.core.vocabulary import OutputHead
 
-# Copying the key/value cache to drop finished rows pays once a quarter of them are done.
-EVICT_BELOW = 0.75
+# Dropping finished rows moves others into their places, which pays once a tenth of them are done.
+EVICT_BELOW = 0.9
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _Decoding:
             if last:
                 break
             if num_alive <= EVICT_BELOW * len(rows_B):
-                keep = alive_B.nonzero().squeeze(1)
+                keep = _closed_ranks(alive_B, num_alive)
                 self.cache.batch_select_indices(keep)
                 mask_BS = mask_BS[keep] if mask_BS is not None else None
                 hidden_BH, positions_B1, rows_B = hidden_BH[keep], positions_B1[keep], rows_B[keep]
@@ -300,6 +300,13 @@ class _Decoding:
             for request, result, states_SH in zip(self.requests, self.results, self._states, strict=True):
                 first = self.width - len(request.prompt_ids)
                 result.trunk_SH = states_SH[first : self.width + len(result.tokens)].clone()
+
+
+def _closed_ranks(alive_B: Tensor, num_alive: int) -> Tensor:
+    """The rows that are alive, those behind the first `num_alive` places in the places that became free."""
+    keep = torch.arange(num_alive, device=alive_B.device)
+    keep[~alive_B[:num_alive]] = num_alive + alive_B[num_alive:].nonzero().squeeze(1)
+    return keep
 
 
 def choose(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:

@@ -172,7 +172,7 @@ def answer(generator: Generator, prompts: Sequence[Prompt], config: EvaluateConf
     requests = [Request(codec.prompt_ids(prompt.messages), cursor) for cursor, prompt in enumerate(prompts)]
     with progress(f"answers of {generator.model_id}", len(requests), stage="evaluate") as tracker:
         drawn = sample(
-            generator.backbone.merged(generator.role),
+            generator.backbone.sampling_model(generator.role),
             requests,
             config.sampling,
             end_token_ids=stop.token_ids,

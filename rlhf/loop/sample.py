@@ -74,7 +74,7 @@ def draw(
     stop = StopRule(generator.backbone.codec, config.sampling)
     with progress("completions", len(requests), stage="sample") as tracker:
         drawn = sample(
-            generator.backbone.merged(generator.role),
+            generator.backbone.sampling_model(generator.role),
             requests,
             config.sampling,
             end_token_ids=stop.token_ids,

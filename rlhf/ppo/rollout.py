@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from rlhf.core.allocator import release_freed_memory
 from rlhf.core.backbone import Backbone
 from rlhf.core.guards import TokenBudget
 from rlhf.core.processes import ALONE, Processes
@@ -89,6 +90,7 @@ def collect(
     stop = StopRule(backbone.codec, config.sampling)
     with processes.together():
         drawn_own = _draw(backbone, requests[own.start : own.stop], config, stop, seed, check)
+    release_freed_memory()  # the key/value cache was the largest thing in memory, and its blocks fit nothing else
     states = [sampled.trunk_SH for sampled in drawn_own]
     # What the others need to know of a row is small: its states stay here.
     drawn = processes.gather_rows([replace(sampled, trunk_SH=None) for sampled in drawn_own])
@@ -128,7 +130,7 @@ def _draw(
     """Sample, and keep the trunk states and values that the sampler has at hand anyway."""
     head = backbone.roles[POLICY].head
     return sample(
-        backbone.merged(POLICY),
+        backbone.sampling_model(POLICY),
         requests,
         config.sampling,
         end_token_ids=stop.token_ids,

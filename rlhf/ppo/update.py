@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from rlhf.core.allocator import release_freed_memory
 from rlhf.core.backbone import Backbone
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.errors import GuardStop
@@ -37,6 +38,7 @@ class UpdateStats:
     num_steps: int = 0
     num_tokens: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     grad_norms: list[float] = field(default_factory=list)
     first_ratio_error: float = 0.0
     stopped_early: bool = False
@@ -44,15 +46,21 @@ class UpdateStats:
     def add(self, num_tokens: int, **sums: float) -> None:
         self.num_tokens += num_tokens
         for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self._add(name, value, num_tokens)
+
+    def _add(self, name: str, value: float, count: int) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + value
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def merge(self, other: UpdateStats) -> None:
         """Take in the sums of some more rows of the same step."""
-        self.add(other.num_tokens, **other.sums)
+        self.num_tokens += other.num_tokens
+        for name, value in other.sums.items():
+            self._add(name, value, other.counts[name])
         self.first_ratio_error = max(self.first_ratio_error, other.first_ratio_error)
 
     def means(self) -> dict[str, float]:
-        means = {name: value / self.num_tokens for name, value in self.sums.items()}
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
         return means | {
             "grad_norm": sum(self.grad_norms) / len(self.grad_norms),
             "num_optimizer_steps": float(self.num_steps),
@@ -84,7 +92,7 @@ def update(
     """
     stats, budget = UpdateStats(), budget or TokenBudget(config.micro_batch_tokens)
 
-    def accumulate(rows: list[int], num_tokens: int) -> UpdateStats:
+    def accumulate(rows: list[int], num_tokens: int, epoch: int) -> UpdateStats:
         own = [row for row in rows if row in batch.completions.own]
 
         def work(max_tokens: int) -> UpdateStats:
@@ -98,6 +106,7 @@ def update(
                 num_tokens,
                 max_tokens,
                 first=not stats.num_steps,
+                with_entropy=epoch == 0 or config.entropy_coef > 0,
                 check=check,
             )
 
@@ -110,7 +119,7 @@ def update(
             rows = minibatch.tolist()
             num_tokens = int(batch.completions.lengths_B[rows].sum())
             with processes.together():
-                sums = accumulate(rows, num_tokens)
+                sums = accumulate(rows, num_tokens, epoch)
             processes.sum_gradients(parameters)
             step = UpdateStats()
             for share in processes.gather(sums):
@@ -141,11 +150,13 @@ def _accumulate(
     max_tokens: int,
     *,
     first: bool,
+    with_entropy: bool,
     check: Callable[[], None],
 ) -> UpdateStats:
     """Gradients of some rows of a minibatch of `num_tokens`, in micro-batches of `max_tokens`. Returns their sums.
 
-    first: no optimizer step has been made since the rollout.
+    first: no optimizer step has been made since the rollout. with_entropy: as a measurement it costs passes over
+    the vocabulary, so without an entropy bonus the first epoch's is enough.
     """
     completions, stats = batch.completions, UpdateStats()
     lengths = [completions.sequences.lengths[i] for i in rows]
@@ -155,10 +166,9 @@ def _accumulate(
         backbone.lockstep.turn(TRAIN)
         hidden_NH = completions.hidden(POLICY, micro)
         logprobs_N, entropy_N = token_logprobs_of(
-            backbone, completions, micro, hidden_NH, config, with_entropy=True
+            backbone, completions, micro, hidden_NH, config, with_entropy=with_entropy
         )
         values_N = values_of(backbone, completions, micro, hidden_NH)
-        assert entropy_N is not None
         old_N = micro.of(batch.old_logprobs_BT)
         surrogate, num_clipped = policy_loss(
             logprobs_N, old_N, micro.of(targets.advantages_BT), config.clip_range, config.dual_clip
@@ -167,10 +177,13 @@ def _accumulate(
             values_N, micro.of(batch.values_BT), micro.of(targets.returns_BT), config.value_clip_range
         )
         loss = surrogate + config.value_coef * critic
-        if config.entropy_coef > 0:
+        measured = {}
+        if entropy_N is not None:
             loss = loss - config.entropy_coef * entropy_N.sum()
+            measured["entropy"] = entropy_N.sum().item()
         (loss / num_tokens).backward()
         backbone.lockstep.done()
+        release_freed_memory()
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()
@@ -180,11 +193,11 @@ def _accumulate(
             len(logprobs_N),
             policy_loss=surrogate.item(),
             value_loss=critic.item(),
-            entropy=entropy_N.sum().item(),
             kl_old_new=k3_sum,
             clip_share=num_clipped.item(),
             value_clip_share=num_value_clipped.item(),
             ratio=log_ratio_N.exp().sum().item(),
+            **measured,
         )
     return stats
 

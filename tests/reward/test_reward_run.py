@@ -232,7 +232,10 @@ def test_too_long_comparisons_are_named_or_dropped_and_counted(
     reward_train.run(reward_config(num_epochs=1, on_too_long="drop"), reward_launch)
     assert read_manifest(out_of(reward_launch)).metrics["num_too_long"] == 1
     with pytest.raises(DataError, match=r"preferences\.jsonl:1: .* expected at most 8"):
-        reward_train.run(reward_config(max_tokens=8), reward_launch)
+        reward_train.run(
+            reward_config(max_tokens=8),
+            replace(reward_launch, out=reward_launch.workspace / "runs" / "other"),
+        )
 
 
 @pytest.mark.parametrize(
