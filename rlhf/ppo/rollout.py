@@ -90,7 +90,8 @@ def collect(
     stop = StopRule(backbone.codec, config.sampling)
     with processes.together():
         drawn_own = _draw(backbone, requests[own.start : own.stop], config, stop, seed, check)
-    release_freed_memory()  # the key/value cache was the largest thing in memory, and its blocks fit nothing else
+    # The key/value cache was the largest thing in memory, and its blocks fit nothing else.
+    release_freed_memory(backbone.device)
     states = [sampled.trunk_SH for sampled in drawn_own]
     # What the others need to know of a row is small: its states stay here.
     drawn = processes.gather_rows([replace(sampled, trunk_SH=None) for sampled in drawn_own])

@@ -183,7 +183,7 @@ def _accumulate(
             measured["entropy"] = entropy_N.sum().item()
         (loss / num_tokens).backward()
         backbone.lockstep.done()
-        release_freed_memory()
+        release_freed_memory(backbone.device)
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()
