@@ -27,6 +27,14 @@ def test_a_row_over_the_budget_goes_alone_and_nothing_is_lost() -> None:
     assert token_budget_batches([], 16) == []
 
 
+def test_groups_are_of_like_size() -> None:
+    # 80 tokens hold 8 of 9 rows; 8 + 1 would make a second pass for one row, 5 + 4 needs no more passes
+    assert [len(batch) for batch in token_budget_batches([10] * 9, 80)] == [5, 4]
+    # of 32 rows at most 7 fit: five groups, which 7 7 7 7 4 fill and no smaller budget does
+    assert [len(batch) for batch in token_budget_batches([33] * 32, 7 * 33)] == [7, 7, 7, 7, 4]
+    assert [len(batch) for batch in token_budget_batches([33] * 30, 7 * 33)] == [6] * 5
+
+
 def test_a_budget_below_one_token_is_refused() -> None:
     with pytest.raises(ValueError, match="max_tokens is 0"):
         token_budget_batches([1], 0)
