@@ -20,7 +20,7 @@ from rlhf.core.quantization import quantization_states
 from rlhf.core.sharding import shared_modules
 
 _LAYER_LISTS = ("layers", "h", "blocks")
-_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+_FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
 
 def layer_list_name(decoder: nn.Module) -> str:

@@ -133,7 +133,12 @@ class Pair(nn.Module):
         return x, x
 
 
-@pytest.mark.parametrize("mlp", [Mixing(), Pair(), None])
+class WithResidual(nn.Module):
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return x + residual
+
+
+@pytest.mark.parametrize("mlp", [Mixing(), Pair(), WithResidual(), None])
 def test_what_is_not_a_function_of_each_position_is_left_alone(mlp: nn.Module | None) -> None:
     layer = nn.Module()
     if mlp is not None:
