@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from rlhf.core.allocator import release_freed_memory
 from rlhf.core.backbone import Backbone
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.errors import GuardStop
@@ -183,7 +182,6 @@ def _accumulate(
             measured["entropy"] = entropy_N.sum().item()
         (loss / num_tokens).backward()
         backbone.lockstep.done()
-        release_freed_memory(backbone.device)
         with torch.no_grad():
             log_ratio_N = logprobs_N - old_N
             k3_sum = (torch.expm1(log_ratio_N) - log_ratio_N).sum().item()
