@@ -25,9 +25,7 @@ def base_hash(backbone: Backbone) -> str:
 
 
 @pytest.mark.parametrize("trunk_cache", [True, False])
-def test_two_iterations_in_bf16(
-    tiny_model: Callable[..., Path], tmp_path: Path, trunk_cache: bool
-) -> None:
+def test_two_iterations_in_bf16(tiny_model: Callable[..., Path], tmp_path: Path, trunk_cache: bool) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"a tale of {word}"}) + "\n" for word in WORDS))
     backbone = Backbone.load(tiny_model(), ModelSettings(device="cpu", dtype="bfloat16"), name="models/base")
