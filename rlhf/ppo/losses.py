@@ -43,4 +43,6 @@ def value_loss(
     clipped_N = old_values_N + (values_N - old_values_N).clamp(-clip_range, clip_range)
     loss_N = (values_N - returns_N).square()
     loss_clipped_N = (clipped_N - returns_N).square()
-    return 0.5 * torch.maximum(loss_N, loss_clipped_N).sum(), (loss_clipped_N > loss_N).sum()
+    # Within the range the clip only rounds: old + (V - old) is V but for the last digit.
+    active_N = (loss_clipped_N > loss_N) & ((values_N - old_values_N).abs() > clip_range)
+    return 0.5 * torch.maximum(loss_N, loss_clipped_N).sum(), active_N.sum()

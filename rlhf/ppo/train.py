@@ -49,6 +49,7 @@ from rlhf.core.processes import ALONE, Processes, start_processes
 from rlhf.core.randomness import derived_seed
 from rlhf.core.run import CHECKPOINTS, METRICS, Launch, Run, Workspace
 from rlhf.core.sharding import device_mesh
+from rlhf.core.stopping import StopRule
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.evaluate import evaluate, summarize
 from rlhf.ppo.kl import KLController, k3
@@ -95,6 +96,7 @@ def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
         backbone = Backbone.load(backbone_path, model_settings, name=model_name(backbone_path, launch))
         if mesh is not None:
             backbone.shard(processes, mesh, [POLICY, VALUE] if config.value_adapter else [POLICY])
+        StopRule(backbone.codec, config.sampling)  # refuses a stop token that the model does not have
         prompts = _read_prompts(prompts_path, backbone, config)
         eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
         reward, eval_reward = sources.load(backbone, launch)
