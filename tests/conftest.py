@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -203,8 +203,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def load_tiny(tiny_model: Callable[..., Path]) -> Callable[..., Backbone]:
     """load_tiny(...) -> a fresh Backbone of `tiny_model(...)`."""
 
-    def load(*args: Any, **options: Any) -> Backbone:
-        return Backbone.load(tiny_model(*args, **options), ModelSettings(device="cpu"), name="models/base")
+    def load(*args: Any, dtype: Literal["float32", "bfloat16"] = "float32", **options: Any) -> Backbone:
+        settings = ModelSettings(device="cpu", dtype=dtype)
+        return Backbone.load(tiny_model(*args, **options), settings, name="models/base")
 
     return load
 

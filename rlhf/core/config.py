@@ -83,18 +83,26 @@ def _nested(annotation: Any) -> type[BaseModel] | None:
 # ---- YAML ------------------------------------------------------------------------------------------------
 
 
-def _read_yaml(path: Path, cls: type[Settings], lines: dict[Key, int]) -> dict[str, Any]:
-    """The file as nested dicts; `lines` receives the line number of every key."""
+def read_yaml_text(path: Path, max_bytes: int, expected: str) -> str:
+    """The text of a small file that a person wrote. Raises ConfigError, and FileNotFoundError where there is none."""
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: more than {MAX_CONFIG_BYTES} bytes; expected a settings file")
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such config file") from error
+        if path.stat().st_size > max_bytes:
+            raise ConfigError(f"{path}: more than {max_bytes} bytes; {expected}")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _read_yaml(path: Path, cls: type[Settings], lines: dict[Key, int]) -> dict[str, Any]:
+    """The file as nested dicts; `lines` receives the line number of every key."""
+    try:
+        text = read_yaml_text(path, MAX_CONFIG_BYTES, "expected a settings file")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such config file") from error
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()

@@ -4,9 +4,9 @@ peft computes `base(x) + B(A(x)) * scaling` as five operations and autograd keep
 it is one operation that keeps only its input (shared by q, k and v, by gate and up):
 
     fp32   y = x (W + s B A)^T. The sum is formed anew when A or B has changed, that is once per optimizer step,
-           and the sampler decodes with the same numbers. Where the sums of a role would take more than
-           MAX_MERGED_BYTES they are formed for each call and thrown away.
-    else   y = x W^T + s (x A^T) B^T: in bf16 the sum would round small updates away.
+           and the sampler decodes with the same numbers.
+    else   y = x W^T + s (x A^T) B^T: in bf16 the sum would round small updates away. So too in fp32 where the
+           sums of a role would take more than MAX_MERGED_BYTES.
 
 Gradients go to x, A and B only: the base is frozen. Layers that are not plain (dropout at work, a quantised or
 transposed base, several adapters) keep peft's own forward.
@@ -27,6 +27,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 # The sums of one role: 256 MiB are 67 million adapted weights.
 MAX_MERGED_BYTES = 256 << 20
+# merged weight, bias, A, B, scaling
+Merged = tuple[Tensor, Tensor | None, Tensor, Tensor, float]
 
 
 class _MergedLinear(torch.autograd.Function):
@@ -47,28 +49,8 @@ class _MergedLinear(torch.autograd.Function):
         return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
 
 
-class _MergedEachTime(torch.autograd.Function):
-    """The same with the weight [O, I] in place of the sum, which is formed twice and not kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scaling = scaling
-        return nn.functional.linear(x, torch.addmm(weight, b, a, alpha=scaling), bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = grad @ torch.addmm(weight, b, a, alpha=ctx.scaling)
-        return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
-
-
 class _AddedLinear(torch.autograd.Function):
-    """The same function of the same arguments, computed as two paths that are added."""
+    """The same with the base's weight [O, I] in place of the sum: two paths that are added."""
 
     @staticmethod
     def forward(
@@ -137,24 +119,24 @@ def _forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     name = _only_adapter(module, x)
     if name is None or args or kwargs:
         return type(module).forward(module, x, *args, **kwargs)
-    base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
-    scaling = module.scaling[name]
-    if x.dtype != torch.float32:
-        return _AddedLinear.apply(x, base.weight, base.bias, a, b, scaling)
-    if module.merged_weight is None:
-        return _MergedEachTime.apply(x, base.weight, base.bias, a, b, scaling)
-    weight = module.merged_weight.of(base.weight, a, b, scaling)
+    plain = _merged_arguments(module, name, x)
+    if plain is None:
+        base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+        return _AddedLinear.apply(x, base.weight, base.bias, a, b, module.scaling[name])
     if not torch.is_grad_enabled():
-        return nn.functional.linear(x, weight, base.bias)
-    return _MergedLinear.apply(x, weight, base.bias, a, b, scaling)
+        return nn.functional.linear(x, plain[0], plain[1])
+    return _MergedLinear.apply(x, *plain)
 
 
-def plain_lora(module: Any, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None:
-    """(merged weight, bias, A, B, scaling) of a layer that would compute with its merged weight, else None."""
-    if getattr(module, "merged_weight", None) is None or x.dtype != torch.float32:
-        return None
-    name = _only_adapter(module, x)
-    if name is None:
+def plain_lora(module: Any, x: Tensor) -> Merged | None:
+    """The arguments of a layer that would compute with its merged weight, else None."""
+    name = _only_adapter(module, x) if hasattr(module, "merged_weight") else None
+    return _merged_arguments(module, name, x) if name is not None else None
+
+
+def _merged_arguments(module: Any, name: str, x: Tensor) -> Merged | None:
+    """What a layer computes with when it holds its merged weight, else None."""
+    if module.merged_weight is None or x.dtype != torch.float32:
         return None
     base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
     scaling = module.scaling[name]

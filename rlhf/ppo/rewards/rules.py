@@ -29,6 +29,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf.core.config import read_yaml_text
 from rlhf.core.errors import ConfigError
 from rlhf.core.records import Prompt
 from rlhf.core.validation import nearest, one_line, problems
@@ -147,12 +148,8 @@ def _entries(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """(line, fields) of every rule of the file."""
     expected = "expected 'rules:' and under it a list of rules"
     try:
-        if path.stat().st_size > MAX_RULES_BYTES:
-            raise ConfigError(f"{path}: more than {MAX_RULES_BYTES} bytes; {expected}")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    except OSError as error:
+        text = read_yaml_text(path, MAX_RULES_BYTES, expected)
+    except FileNotFoundError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         loader = yaml.SafeLoader(text)
