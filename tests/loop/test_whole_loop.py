@@ -138,5 +138,5 @@ def test_the_loop_on_a_story_model(shared_data: Path, tmp_path: Path) -> None:
     assert rows_of_ppo[-1]["score_normalized"] > rows_of_ppo[0]["score_normalized"]
     figures = evaluation.metrics
     assert figures["num_prompts"] == 64
-    assert 0 < figures["kl"] < 20  # 7 to 9 nats; ids of people and answers are random, so runs differ
+    assert 0 < figures["kl"] < 15  # 7 to 9 nats; ids of people and answers are random, so runs differ
     assert figures["win_rate"] > 0.5
