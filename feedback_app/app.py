@@ -1,6 +1,6 @@
 """`rlhf app`: the web server in front of the feedback store.
 
-One FastAPI application: the account pages, the desk's JSON door, the Gradio desk at /desk, /healthz; the gate
+One FastAPI application: the account pages, the desk's JSON door, the Gradio desk at /desk, /healthz, /metrics; the gate
 of `security` in front of all of it. One process serves one store; a second process may serve the same one.
 """
 
@@ -19,12 +19,12 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from sqlalchemy import text
 
 from feedback_app.accounts import Person, first_admin_link
 from feedback_app.api import desk_router
 from feedback_app.config import AppConfig
 from feedback_app.desk import Desk
+from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
 from feedback_app.security import PERSON, Gate
@@ -54,11 +54,9 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
     def favicon() -> Response:
         return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
 
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        with store.read() as connection:
-            connection.execute(text("SELECT 1 FROM alembic_version"))
-        return {"status": "ok"}
+    health, monitoring = Health(store), Monitoring(store, trusted_proxy=settings.trusted_proxy)
+    app.add_api_route("/healthz", health.page, methods=["GET"], response_model=None)
+    app.add_api_route("/metrics", monitoring.page, methods=["GET"], response_model=None)
 
     @app.exception_handler(RlhfError)
     def refused(request: Request, error: Exception) -> JSONResponse:
@@ -74,6 +72,7 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         secure=settings.secure_cookies,
         gradio_path=DESK,
     )
+    app.add_middleware(Watch, monitoring=monitoring, gradio_path=DESK)  # outermost: it sees refusals too
     return app
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from feedback_app.accounts import (
     Account,
@@ -16,6 +17,7 @@ from feedback_app.accounts import (
 )
 from feedback_app.config import UsersConfig
 from feedback_app.store.engine import Store
+from feedback_app.tokens import Token, create_token, list_tokens, revoke_token, token_id_of
 from rlhf.core.errors import ConfigError
 from rlhf.core.run import Launch
 
@@ -40,6 +42,14 @@ def run(settings: UsersConfig, launch: Launch) -> None:
                 set_password(store, account.annotator_id, password)
                 print(f"'{account.name}' has a new password and is logged out everywhere")
             _offer_link(store, settings, account.annotator_id)
+        elif settings.action == "token":
+            _make_token(store, settings)
+        elif settings.action == "tokens":
+            account_id = find_account(store, settings.name).annotator_id if settings.name.strip() else None
+            _print_tokens(list_tokens(store, account_id))
+        elif settings.action == "revoke-token":
+            revoke_token(store, settings.name.strip())
+            print(f"token {settings.name.strip()} no longer works")
         else:
             account = find_account(store, settings.name)
             set_disabled(store, account.annotator_id, settings.action == "disable")
@@ -60,6 +70,37 @@ def _offer_link(store: Store, settings: UsersConfig, annotator_id: str) -> None:
     if not settings.password_stdin:
         token = create_link(store, annotator_id)
         print(f"one-time link, valid for 72 hours: {settings.base_url.rstrip('/')}/welcome/{token}")
+
+
+def _make_token(store: Store, settings: UsersConfig) -> None:
+    account = find_account(store, settings.name)
+    token = create_token(
+        store,
+        account.annotator_id,
+        scopes=settings.scopes,
+        expires_days=settings.expires_days,
+        label=settings.label,
+    )
+    print(f"token {token_id_of(token)} of '{account.name}' ({account.role}) for {', '.join(settings.scopes)}")
+    print(f"shown only now: {token}")
+
+
+def _print_tokens(tokens: list[Token]) -> None:
+    if not tokens:
+        print("no tokens; `rlhf users token NAME --scopes read` makes one")
+    now = time.time()
+    for token in tokens:
+        ended = token.revoked_at is not None or (token.expires_at is not None and token.expires_at <= now)
+        facts = [
+            "ended" if ended else f"until {_day(token.expires_at, 'revoked')}",
+            f"last used {_day(token.last_used_at, 'never')}",
+        ]
+        line = f"{token.token_id}  {token.name}  {','.join(token.scopes)}  {', '.join(facts)}  {token.label}"
+        print(line.rstrip())
+
+
+def _day(when: float | None, otherwise: str) -> str:
+    return otherwise if when is None else time.strftime("%Y-%m-%d", time.localtime(when))
 
 
 def _print_accounts(accounts: list[Account]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf.core.config import Positional, Settings
 
@@ -30,21 +30,37 @@ class AppConfig(Settings):
 
 
 class UsersConfig(Settings):
-    """People who rate: add, disable, enable, password (a one-time link), list."""
+    """People who rate: add, disable, enable, password (a one-time link), list; tokens for programs."""
 
-    action: Positional[Literal["add", "disable", "enable", "password", "list"]] = Field(
-        description="what to do"
+    action: Positional[
+        Literal["add", "disable", "enable", "password", "list", "token", "tokens", "revoke-token"]
+    ] = Field(description="what to do")
+    name: Positional[str] = Field(
+        "", description="the person's account name; for revoke-token, the token's id"
     )
-    name: Positional[str] = Field("", description="the person's account name")
     role: Literal["annotator", "lead", "admin"] = Field("annotator", description="role of a new account")
     password_stdin: bool = Field(False, description="read the password from standard input; no link is made")
     base_url: str = Field(
         "http://127.0.0.1:7860", description="where the app is reached, for the one-time link"
     )
 
+    scopes: tuple[Literal["read", "write", "admin", "metrics"], ...] = Field(
+        ("read",), description="what a new token may do, such as read,write"
+    )
+    expires_days: float | None = Field(
+        90.0, gt=0, le=3650, description="days until a new token ends; none for never"
+    )
+    label: str = Field("", max_length=128, description="what a new token is for, shown in the list of tokens")
+
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        parts = [value] if isinstance(value, str) else value
+        return tuple(s.strip() for part in parts for s in str(part).split(",") if s.strip())
+
     @model_validator(mode="after")
     def _needs_a_name(self) -> UsersConfig:
-        if self.action != "list" and not self.name.strip():
+        if self.action not in ("list", "tokens") and not self.name.strip():
             raise ValueError(f"'users {self.action}' needs a name; expected: rlhf users {self.action} NAME")
         return self
 

@@ -20,11 +20,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feedback_app.accounts import who_is
 from feedback_app.store.engine import Store
+from feedback_app.tokens import bearer_of
 
 COOKIE = "rlhf_session"
 PERSON = "rlhf.person"
+BEARER = "rlhf.bearer"
 MAX_BODY_BYTES = 1 << 20
+MAX_UPLOAD_BYTES = 64 << 20
+UPLOADS = "/api/v1/imports"
+# Bearer tokens open these doors and no others: the desk and the dashboards are for people with a session.
+TOKEN_PATHS = ("/api/v1/", "/metrics")
+SESSION_ONLY_PATHS = ("/api/v1/desk", "/api/v1/lead")
 PUBLIC_PATHS = ("/login", "/welcome/", "/healthz", "/static/", "/favicon.ico")
+METRICS = "/metrics"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 # Gradio needs inline and evaluated scripts; nothing may come from or go to another origin.
@@ -40,7 +48,10 @@ PLAIN_CSP = (
 
 
 class Gate:
-    """ASGI middleware. Puts the `Person` of a valid session under scope['rlhf.person'] (None without one)."""
+    """ASGI middleware. Puts the `Person` who is asking under scope['rlhf.person'] (None for nobody).
+
+    With a token, scope['rlhf.bearer'] holds its `Bearer`; with a session it is None.
+    """
 
     def __init__(
         self,
@@ -71,13 +82,26 @@ class Gate:
             return
         path = scope["path"]
         scope[PERSON] = None
+        scope[BEARER] = None
         if not path.startswith(PUBLIC_PATHS):
-            token = cookie_parser(headers.get("cookie", "")).get(COOKIE)
-            scope[PERSON] = await run_in_threadpool(who_is, self.store, token)
-            if scope[PERSON] is None:
+            await self._recognise(scope, headers)
+            if scope[PERSON] is None and path != METRICS:  # which looks at the address itself
                 await self._ask_to_log_in(scope, headers)(scope, receive, answer)
                 return
-        await self.app(scope, _capped(receive), answer)
+        await self.app(scope, _capped(receive, _max_body(path)), answer)
+
+    async def _recognise(self, scope: Scope, headers: Headers) -> None:
+        """Who is asking: by a token where tokens count, else by the cookie, never by both."""
+        path, authorization = scope["path"], headers.get("authorization", "")
+        takes_tokens = path.startswith(TOKEN_PATHS) and not path.startswith(SESSION_ONLY_PATHS)
+        if authorization and takes_tokens:
+            kind, _, token = authorization.partition(" ")
+            if kind.lower() == "bearer":
+                scope[BEARER] = await run_in_threadpool(bearer_of, self.store, token.strip())
+            scope[PERSON] = scope[BEARER].person if scope[BEARER] is not None else None
+            return
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+        scope[PERSON] = await run_in_threadpool(who_is, self.store, cookie)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -91,8 +115,9 @@ class Gate:
             if not safe:
                 return 403, "requests from other sites are refused"
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return 413, f"a request may have at most {MAX_BODY_BYTES} bytes"
+        max_bytes = _max_body(scope["path"])
+        if not (length.isdecimal() and len(length) <= 12) or int(length) > max_bytes:
+            return 413, f"a request may have at most {max_bytes} bytes"
         return None
 
     def _is_known(self, host: str) -> bool:
@@ -147,7 +172,11 @@ def _name_of(host: str) -> str:
         return ""
 
 
-def _capped(receive: Receive) -> Receive:
+def _max_body(path: str) -> int:
+    return MAX_UPLOAD_BYTES if path == UPLOADS else MAX_BODY_BYTES
+
+
+def _capped(receive: Receive, max_bytes: int) -> Receive:
     """A body that does not say its length is cut off at the same limit."""
     total = 0
 
@@ -156,7 +185,7 @@ def _capped(receive: Receive) -> Receive:
         message = await receive()
         if message["type"] == "http.request":
             total += len(message.get("body", b""))
-            if total > MAX_BODY_BYTES:
+            if total > max_bytes:
                 return {"type": "http.disconnect"}
         return message
 
