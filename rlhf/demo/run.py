@@ -18,7 +18,7 @@ from typing import Any
 
 from feedback_app.config import ExportConfig
 from feedback_app.exporting import run as export
-from feedback_app.quality import pairwise_agreement
+from feedback_app.quality.agreement import pairwise_agreement
 from feedback_app.store.engine import Store
 from feedback_app.store.tasks import ensure_project
 from reward.config import RewardConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from feedback_app.quality import Agreement
+from feedback_app.quality.agreement import Agreement
 from rlhf.core import html, plots
 from rlhf.core.files import read_rows, write_json, write_text
 from rlhf.core.metrics import read_metrics

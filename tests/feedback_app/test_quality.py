@@ -8,7 +8,7 @@ import pytest
 
 from feedback_app.config import ImportConfig
 from feedback_app.importing import import_file
-from feedback_app.quality import agreement, pairwise_agreement
+from feedback_app.quality.agreement import agreement, pairwise_agreement
 from feedback_app.store.annotations import answer, submit
 from feedback_app.store.leases import lease_next
 

@@ -1,0 +1,1 @@
+"""How good the ratings are: agreement, bias, reliability, consistency, timing, win rates, drift. No torch here."""
