@@ -22,18 +22,23 @@ def desk_blocks() -> gr.Blocks:
         gr.HTML(
             value="",
             html_template=(HERE / "desk.html").read_text(encoding="utf-8"),
-            js_on_load=(HERE / "desk.js").read_text(encoding="utf-8"),
+            js_on_load=joined("render.js", "desk.js"),
             apply_default_css=False,
             elem_id="desk",
         )
     return blocks
 
 
+def joined(*names: str) -> str:
+    """Files of this folder, one after the other."""
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
+
+
 def mount_options() -> dict[str, Any]:
     """How the page is mounted: our style, system fonts, no history, no footer, no error details."""
     return {
         "theme": gr.themes.Base(font=list(SYSTEM_FONTS), font_mono=["ui-monospace", "monospace"]),
-        "css": (HERE / "desk.css").read_text(encoding="utf-8"),
+        "css": joined("desk.css", "render.css"),
         "head": '<link rel="icon" href="/static/icon.svg" type="image/svg+xml">',
         "footer_links": [],
         "run_history": False,
