@@ -5,7 +5,14 @@ What happens to an answer:
 - the person answered before        -> a new version that supersedes the old one (a correction);
 - the lease is active               -> accepted, its held place becomes a done place;
 - the lease ran out, or there is none, and a place is free -> accepted;
-- the lease ran out and no place is free -> kept as surplus, never dropped.
+- the lease ran out and no place is free -> kept as surplus, never dropped;
+- it answers a gold item or a repeat -> kept with that purpose; it takes no place and is never exported.
+
+Which answers are meant, as three views of the database:
+- `latest_annotations`: the newest version of each answer that nobody asked to delete, whatever it was for;
+- `current_annotations`: of these, what people said about the work itself: agreement is computed from it;
+- `final_annotations`: what is exported. A task that a lead decided has one answer there, the newest decision,
+  in place of everything the annotators said about it; every other task has its current answers.
 """
 
 from __future__ import annotations
@@ -19,24 +26,40 @@ from typing import Any
 
 from sqlalchemy import JSON, Connection, Row, delete, insert, text
 
+from feedback_app.store import gold
+from feedback_app.store.checks import check_fits, check_key_and_time, checked_judgement
+from feedback_app.store.disputes import note_dispute
 from feedback_app.store.engine import Store
-from feedback_app.store.leases import TaskView, check_annotator, close_lease, get_lease, shuffled
+from feedback_app.store.gold import GoldResult
+from feedback_app.store.leases import (
+    TaskView,
+    check_annotator,
+    close_lease,
+    count_places,
+    count_progress,
+    get_lease,
+    shuffled,
+)
+from feedback_app.store.projects import settings_of
 from feedback_app.store.schema import annotation_texts, annotations_table, drafts, leases
 from rlhf.core.errors import DataError, StoreError
 from rlhf.core.records import Judgement, content_id
 
-MAX_TEXT_LENGTH = 100_000
 BATCH = 500
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a submit. `repeated`: the client key was known. `surplus`: over the task's quota."""
+    """What became of a submit. `repeated`: the client key was known. `surplus`: over the task's quota.
+
+    gold: the verdict on an answer to a gold item, where the project tells people (`gold_feedback`).
+    """
 
     annotation_id: str
     version: int
     repeated: bool
     surplus: bool
+    gold: GoldResult | None = None
 
 
 @dataclass(frozen=True)
@@ -51,27 +74,27 @@ class Submission:
 
 
 _BY_KEY = text(
-    "SELECT annotation_id, task_id, annotator_id, version, surplus FROM annotations WHERE client_key = :key"
+    "SELECT annotation_id, task_id, annotator_id, version, surplus, purpose, gold_correct FROM annotations "
+    "WHERE client_key = :key"
 )
 _TASK = (
-    "SELECT t.task_id, t.project_id, t.kind, t.overlap, t.num_done, t.num_held, t.simulated, t.retired_at, "
-    "(SELECT r.rubric_id FROM rubrics r WHERE r.project_id = t.project_id ORDER BY r.version DESC LIMIT 1) "
-    "AS rubric_id FROM tasks t WHERE t.task_id = :task_id"
+    "SELECT t.task_id, t.project_id, t.kind, t.pool, t.overlap, t.num_done, t.num_held, t.simulated, "
+    "t.retired_at, t.repeat_for, t.dispute, p.settings, r.rubric_id, r.attributes "
+    "FROM tasks t JOIN projects p ON p.project_id = t.project_id "
+    "JOIN rubrics r ON r.project_id = t.project_id "
+    "AND r.version = (SELECT max(version) FROM rubrics WHERE project_id = t.project_id) "
+    "WHERE t.task_id = :task_id"
 )
 _TASK_COMPLETIONS = text(
     "SELECT completion_id FROM task_completions WHERE task_id = :task_id ORDER BY position"
 )
-_PREVIOUS = text(
-    "SELECT annotation_id, version, surplus FROM annotations "
-    "WHERE task_id = :task_id AND annotator_id = :annotator ORDER BY version DESC LIMIT 1"
-)
-_COUNT_PLACES = text(
-    "UPDATE tasks SET num_done = num_done + :done, num_held = num_held - :held, "
-    "is_open = (retired_at IS NULL AND num_done + num_held + :done - :held < overlap) "
-    "WHERE task_id = :task_id"
+_STATEMENTS = text(
+    "SELECT a.annotation_id, a.version, a.surplus, a.purpose, d.annotation_id IS NOT NULL AS erased "
+    "FROM annotations a LEFT JOIN tombstones d ON d.annotation_id = a.annotation_id "
+    "WHERE a.task_id = :task_id AND a.annotator_id = :annotator ORDER BY a.version DESC"
 )
 _CURRENT = (
-    "SELECT a.*, t.prompt_id, p.group_id, tc.completion_id {texts} FROM current_annotations a "
+    "SELECT a.*, t.prompt_id, t.selection, p.group_id, tc.completion_id {texts} FROM {view} a "
     "JOIN tasks t ON t.task_id = a.task_id JOIN prompts p ON p.prompt_id = t.prompt_id "
     "LEFT JOIN task_completions tc ON tc.task_id = a.task_id {joins} "
     "WHERE a.project_id = :project {surplus} ORDER BY a.annotation_id, tc.position"
@@ -93,10 +116,11 @@ def submit(
     The store gives the annotation its id and version: `judgement.judgement_id` and `.version` are not read.
     `client_key` is made by the caller once per answer; sending it again returns the first receipt.
     Raises StoreError for a lease, task or annotator that does not fit, and for a client key that another
-    answer used.
+    answer used; DataError for an answer that does not fit its kind, its completions, or what the project
+    offers (attributes of the rubric, flags).
     """
     submission = Submission(judgement, client_key, lease_id, seconds, origin)
-    return store.run(lambda connection: _submit(connection, submission))
+    return store.run(lambda connection: submit_in(connection, submission))
 
 
 def submit_many(store: Store, submissions: Iterable[Submission]) -> list[Receipt]:
@@ -105,7 +129,7 @@ def submit_many(store: Store, submissions: Iterable[Submission]) -> list[Receipt
     batch: list[Submission] = []
 
     def unit(connection: Connection) -> list[Receipt]:
-        return [_submit(connection, submission) for submission in batch]
+        return [submit_in(connection, submission) for submission in batch]
 
     for submission in submissions:
         batch.append(submission)
@@ -132,7 +156,11 @@ def answer(view: TaskView, annotator_id: str, **fields: Any) -> Judgement:
 
 
 def judgements(store: Store, project: str, *, include_surplus: bool = False) -> Iterator[Judgement]:
-    """The current version of every answer of a project, streamed, ordered by id."""
+    """What a project holds for training, streamed, ordered by id: `final_annotations`.
+
+    That is the current version of every answer, without gold and repeats; where a lead decided a task, their
+    decision alone.
+    """
     with store.read() as connection:
         for judgement, _ in current_rows(connection, project, include_surplus=include_surplus):
             yield judgement
@@ -141,12 +169,13 @@ def judgements(store: Store, project: str, *, include_surplus: bool = False) -> 
 def current_rows(
     connection: Connection, project: str, *, include_surplus: bool = False, with_texts: bool = False
 ) -> Iterator[tuple[Judgement, list[Row[Any]]]]:
-    """Current answers in the caller's transaction, each with its rows: one per completion.
+    """Final answers in the caller's transaction, each with its rows: one per completion.
 
-    The rows carry what a judgement does not (simulated, seconds, rubric_id, group_id, ...) and, with
-    `with_texts`, the prompt's messages and the completion's text.
+    The rows carry what a judgement does not (purpose, simulated, seconds, rubric_id, group_id, selection, ...)
+    and, with `with_texts`, the prompt's messages and the completion's text.
     """
     query = _CURRENT.format(
+        view="final_annotations",
         surplus="" if include_surplus else "AND NOT a.surplus",
         texts=", p.messages, c.text AS completion_text" if with_texts else "",
         joins="LEFT JOIN completions c ON c.completion_id = tc.completion_id" if with_texts else "",
@@ -180,82 +209,136 @@ def current_rows(
         )
 
 
-def _submit(connection: Connection, submission: Submission) -> Receipt:
-    judgement, client_key = submission.judgement, submission.client_key
-    _check_texts(judgement, client_key)
-    task = _locked_task(connection, judgement)
-    known = connection.execute(_BY_KEY, {"key": client_key}).first()
+def submit_in(connection: Connection, submission: Submission, *, adjudicates: bool = False) -> Receipt:
+    """`submit` within the caller's transaction. `adjudicates`: it is a lead's decision on the task."""
+    check_key_and_time(submission.client_key, submission.seconds)
+    judgement = checked_judgement(submission.judgement)
+    task = _locked_task(connection, judgement, submission.origin)
+    known = connection.execute(_BY_KEY, {"key": submission.client_key}).first()
     if known is not None:
-        if known.task_id != judgement.task_id or known.annotator_id != judgement.annotator_id:
-            raise StoreError(f"client key '{client_key}' was used for another answer")
-        return Receipt(known.annotation_id, known.version, True, bool(known.surplus))
+        return _first_receipt(connection, submission, task, known)
     simulated = check_annotator(connection, judgement.annotator_id)
-    now = time.time()
-    lease = None
-    if submission.lease_id is not None:
-        lease = get_lease(connection, submission.lease_id, judgement.annotator_id)
-        if lease.task_id != judgement.task_id:
-            raise StoreError(f"lease '{submission.lease_id}' is for another task than '{judgement.task_id}'")
-    key = {"task_id": judgement.task_id, "annotator": judgement.annotator_id}
-    previous = connection.execute(_PREVIOUS, key).first()
-    held = 1 if lease is not None and lease.state == "active" else 0
-    if previous is not None:
-        accepted, surplus = 0, bool(previous.surplus)
-    else:
-        has_place = bool(held) or task.num_done + task.num_held < task.overlap
-        accepted, surplus = int(has_place), not has_place
+    lease = _own_lease(connection, submission)
+    statements = connection.execute(
+        _STATEMENTS, {"task_id": task.task_id, "annotator": judgement.annotator_id}
+    ).all()
+    previous = next(
+        (row for row in statements if not row.erased and (row.purpose == "adjudicate") == adjudicates), None
+    )
+    purpose = "adjudicate" if adjudicates else _purpose(task, lease, previous)
+    held = lease is not None and lease.state == "active" and lease.purpose == "rate"
+    accepted, surplus = False, previous is not None and bool(previous.surplus)
+    if previous is None and purpose == "rate":
+        accepted = held or task.num_done + task.num_held < task.overlap
+        surplus = not accepted
     if accepted or held:
-        connection.execute(_COUNT_PLACES, {"task_id": task.task_id, "done": accepted, "held": held})
-    lease_id = _settle_lease(connection, submission, task, lease, now)
-    version = previous.version + 1 if previous is not None else 1
-    annotation_id = content_id("j", judgement.task_id, judgement.annotator_id, version)
-    row = _annotation_row(submission, task, lease)
-    row |= {
-        "annotation_id": annotation_id,
-        "lease_id": lease_id,
+        count_places(connection, task.task_id, done=int(accepted), held=-int(held))
+    now = time.time()
+    result = gold.judge(connection, judgement) if purpose == "gold" else None
+    settings = settings_of(task.settings)
+    version = statements[0].version + 1 if statements else 1
+    row = _annotation_row(submission, judgement, task, lease) | {
+        "annotation_id": content_id("j", task.task_id, judgement.annotator_id, version),
+        "lease_id": _settle_lease(connection, submission, judgement, purpose, task, lease, now),
         "version": version,
         "supersedes": previous.annotation_id if previous is not None else None,
+        "purpose": purpose,
         "surplus": surplus,
         "simulated": simulated or bool(task.simulated),
+        "too_fast": submission.seconds is not None and submission.seconds < settings.min_seconds,
+        "gold_correct": result.correct if result is not None else None,
         "created_at": now,
     }
     connection.execute(insert(annotations_table), row)
     if judgement.reason or judgement.demonstration is not None:
         texts = {"reason": judgement.reason, "demonstration": judgement.demonstration}
-        connection.execute(insert(annotation_texts), {"annotation_id": annotation_id, **texts})
+        connection.execute(insert(annotation_texts), {"annotation_id": row["annotation_id"], **texts})
     if submission.origin == "desk":
-        connection.execute(
-            delete(drafts).where(
-                drafts.c.task_id == task.task_id, drafts.c.annotator_id == judgement.annotator_id
-            )
+        mine = (drafts.c.task_id == task.task_id, drafts.c.annotator_id == judgement.annotator_id)
+        connection.execute(delete(drafts).where(*mine))
+    if previous is None and not adjudicates and submission.origin != "import":
+        count_progress(
+            connection, judgement.annotator_id, task.project_id, answers=1, seconds=submission.seconds, at=now
         )
-    return Receipt(annotation_id, version, False, surplus)
+    if purpose == "rate":
+        note_dispute(connection, task.task_id, task.kind, task.dispute)
+    told = result if settings.gold_feedback else None
+    return Receipt(str(row["annotation_id"]), version, False, surplus, told)
 
 
-def _locked_task(connection: Connection, judgement: Judgement) -> Row[Any]:
+def _first_receipt(
+    connection: Connection, submission: Submission, task: Row[Any], known: Row[Any]
+) -> Receipt:
+    """What the first submit with this client key was told."""
+    judgement = submission.judgement
+    if known.task_id != judgement.task_id or known.annotator_id != judgement.annotator_id:
+        raise StoreError(f"client key '{submission.client_key}' was used for another answer")
+    told = None
+    if known.purpose == "gold" and settings_of(task.settings).gold_feedback:
+        item = gold.judge(connection, judgement)
+        told = GoldResult(bool(known.gold_correct), item.expected, item.explanation)
+    return Receipt(known.annotation_id, known.version, True, bool(known.surplus), told)
+
+
+def _locked_task(connection: Connection, judgement: Judgement, origin: str) -> Row[Any]:
+    """The task that is answered, locked on PostgreSQL; the answer fits it, or this raises."""
     locking = " FOR UPDATE OF t" if connection.dialect.name == "postgresql" else ""
-    task = connection.execute(text(_TASK + locking), {"task_id": judgement.task_id}).first()
+    statement = text(_TASK + locking).columns(settings=JSON, attributes=JSON)
+    task = connection.execute(statement, {"task_id": judgement.task_id}).first()
     if task is None:
         raise StoreError(f"there is no task '{judgement.task_id}'")
-    if task.kind != judgement.kind:
-        raise StoreError(f"task '{task.task_id}' is a {task.kind} task; found a {judgement.kind} answer")
+    if task.repeat_for is not None and task.repeat_for != judgement.annotator_id:
+        raise StoreError(f"task '{task.task_id}' is another person's repeat")
     canonical = tuple(connection.execute(_TASK_COMPLETIONS, {"task_id": task.task_id}).scalars())
-    if canonical != judgement.completion_ids:
-        raise StoreError(
-            f"task '{task.task_id}' has completions {', '.join(canonical)} in this order; "
-            f"found {', '.join(judgement.completion_ids)}"
-        )
+    check_fits(
+        judgement,
+        kind=task.kind,
+        completion_ids=canonical,
+        attributes=task.attributes,
+        flags=settings_of(task.settings).flags,
+        imported=origin == "import",
+    )
     return task
 
 
+def _own_lease(connection: Connection, submission: Submission) -> Row[Any] | None:
+    """The lease that the answer came with, if it is this person's and for this task in this order."""
+    if submission.lease_id is None:
+        return None
+    judgement = submission.judgement
+    lease = get_lease(connection, submission.lease_id, judgement.annotator_id)
+    if lease.task_id != judgement.task_id:
+        raise StoreError(f"lease '{submission.lease_id}' is for another task than '{judgement.task_id}'")
+    if judgement.shown_order and list(judgement.shown_order) != list(lease.shown_order):
+        raise DataError(
+            f"the completions of task '{judgement.task_id}' were shown in the order "
+            f"{', '.join(lease.shown_order)}; found {', '.join(judgement.shown_order)}"
+        )
+    return lease
+
+
+def _purpose(task: Row[Any], lease: Row[Any] | None, previous: Row[Any] | None) -> str:
+    """What an answer is for: a correction keeps its purpose, otherwise what it was leased for decides."""
+    if previous is not None:
+        return str(previous.purpose)
+    if lease is not None:
+        return str(lease.purpose)
+    return {"queue": "rate"}.get(task.pool, str(task.pool))
+
+
 def _settle_lease(
-    connection: Connection, submission: Submission, task: Row[Any], lease: Row[Any] | None, now: float
+    connection: Connection,
+    submission: Submission,
+    judgement: Judgement,
+    purpose: str,
+    task: Row[Any],
+    lease: Row[Any] | None,
+    now: float,
 ) -> str:
     """Close the lease that was used; an answer without one gets a closed lease of its own."""
     if lease is not None:
         close_lease(connection, lease.lease_id, "submitted", now)
         return str(lease.lease_id)
-    judgement = submission.judgement
     order = judgement.shown_order or shuffled(task.task_id, judgement.annotator_id, judgement.completion_ids)
     row = {
         "lease_id": f"l-{secrets.token_hex(12)}",
@@ -263,7 +346,7 @@ def _settle_lease(
         "project_id": task.project_id,
         "annotator_id": judgement.annotator_id,
         "state": "submitted",
-        "purpose": submission.origin,
+        "purpose": purpose,
         "shown_order": list(order),
         "created_at": now,
         "heartbeat_at": now,
@@ -274,8 +357,9 @@ def _settle_lease(
     return str(row["lease_id"])
 
 
-def _annotation_row(submission: Submission, task: Row[Any], lease: Row[Any] | None) -> dict[str, Any]:
-    judgement = submission.judgement
+def _annotation_row(
+    submission: Submission, judgement: Judgement, task: Row[Any], lease: Row[Any] | None
+) -> dict[str, Any]:
     shown = judgement.shown_order or (lease.shown_order if lease is not None else ())
     return {
         "task_id": task.task_id,
@@ -294,12 +378,3 @@ def _annotation_row(submission: Submission, task: Row[Any], lease: Row[Any] | No
         "rubric_id": task.rubric_id,
         "origin": submission.origin,
     }
-
-
-def _check_texts(judgement: Judgement, client_key: str) -> None:
-    if not 1 <= len(client_key) <= 128:
-        raise DataError(f"a client key has 1 to 128 characters; found {len(client_key)}")
-    for name in ("reason", "demonstration"):
-        value = getattr(judgement, name) or ""
-        if len(value) > MAX_TEXT_LENGTH:
-            raise DataError(f"'{name}' has {len(value)} characters; at most {MAX_TEXT_LENGTH} are kept")

@@ -2,10 +2,8 @@
 
 A task with overlap k has k places. `num_done` places hold an accepted answer, `num_held` are leased; the
 task is open while their sum is below k (a CHECK keeps it there). A lease that runs out gives its place back
-when the next person asks for work. Everything here is one transaction per call.
-
-Finding the next task stays fast however many answers there are: first the head of the queue (64 open tasks),
-where newly urgent tasks appear; then on from the place where this annotator was last; only then everything.
+when the next person asks for work. Gold items and repeats are leased too, but take no place. Everything here
+is one transaction per call.
 """
 
 from __future__ import annotations
@@ -19,17 +17,23 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import JSON, Connection, Row, bindparam, insert, select, text, update
 
+from feedback_app.store.checks import check_words
 from feedback_app.store.engine import Store
+from feedback_app.store.projects import enter
+from feedback_app.store.queue import find_task
 from feedback_app.store.schema import completions, leases, prompts, skips, task_completions, tasks
 from rlhf.core.errors import StoreError
-from rlhf.core.records import Completion, Message, Prompt, TaskKind, content_id
+from rlhf.core.records import Completion, Judgement, Message, Prompt, TaskKind, content_id
 
-HEAD_OF_QUEUE = 64
 DEFAULT_LEASE_S = 900.0
 
 
 class TaskView(BaseModel):
-    """A leased task as a rater may see it: completions in canonical order, without what wrote them."""
+    """A leased task as a rater may see it: completions in canonical order, without what wrote them.
+
+    Nothing in it tells a gold item or a repeat from other work. `answer` is what the person said before, when
+    they open it again to correct it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,46 +46,35 @@ class TaskView(BaseModel):
     shown_order: tuple[str, ...]
     expires_at: float
     simulated: bool = False
+    answer: Judgement | None = None
 
 
 _HELD = text(
     "SELECT lease_id, task_id, shown_order, created_at FROM leases "
     "WHERE annotator_id = :annotator AND project_id = :project AND state = 'active'"
 ).columns(shown_order=JSON)
-_EXPIRED = text("SELECT lease_id, task_id FROM leases WHERE state = 'active' AND expires_at < :now LIMIT 200")
+_HELD_ANYWHERE = text(
+    "SELECT lease_id, task_id, purpose FROM leases WHERE annotator_id = :annotator AND state = 'active' "
+    "ORDER BY task_id"
+)
+_EXPIRED = text(
+    "SELECT lease_id, task_id, purpose FROM leases WHERE state = 'active' AND expires_at < :now LIMIT 200"
+)
 _CLOSE_EXPIRED = text(
     "UPDATE leases SET state = 'expired', closed_at = :now WHERE lease_id = :lease_id AND state = 'active'"
 )
-_NOT_MINE = (
-    "NOT EXISTS (SELECT 1 FROM leases l WHERE l.task_id = q.task_id AND l.annotator_id = :annotator "
-    "AND l.state IN ('active', 'submitted', 'skipped')) "
-)
-_OPEN = "SELECT q.task_id FROM tasks q WHERE q.project_id = :project AND q.is_open "
-_IN_ORDER = "ORDER BY q.queue_rank, q.sort_key LIMIT 1"
-_AT_HEAD = (
-    "SELECT q.task_id FROM (SELECT task_id, queue_rank, sort_key FROM tasks WHERE project_id = :project "
-    f"AND is_open ORDER BY queue_rank, sort_key LIMIT {HEAD_OF_QUEUE}) q WHERE {_NOT_MINE} {_IN_ORDER}"
-)
-_LAST_PLACE = text(
-    "SELECT t.queue_rank, t.sort_key FROM leases l JOIN tasks t ON t.task_id = l.task_id "
-    "WHERE l.annotator_id = :annotator AND l.project_id = :project ORDER BY l.created_at DESC LIMIT 1"
-)
-_AFTER = f"{_OPEN} AND (q.queue_rank, q.sort_key) > (:queue_rank, :sort_key) AND {_NOT_MINE} {_IN_ORDER}"
-_ANYWHERE = f"{_OPEN} AND {_NOT_MINE} {_IN_ORDER}"
-_SKIP_LOCKED = " FOR UPDATE OF q SKIP LOCKED"
-# PostgreSQL locks rows of a table, not of a subquery: the head's candidates are looked up once more.
-_AT_HEAD_LOCKED = f"{_OPEN} AND q.task_id IN ({_AT_HEAD[: -len('LIMIT 1')]}) {_IN_ORDER}{_SKIP_LOCKED}"
-_FINDERS = {
-    "sqlite": tuple(text(query) for query in (_AT_HEAD, _AFTER, _ANYWHERE)),
-    "postgresql": tuple(text(q) for q in (_AT_HEAD_LOCKED, _AFTER + _SKIP_LOCKED, _ANYWHERE + _SKIP_LOCKED)),
-}
-_TAKE_PLACE = text(
-    "UPDATE tasks SET num_held = num_held + 1, is_open = (num_done + num_held + 1 < overlap) "
+_COUNT_PLACES = text(
+    "UPDATE tasks SET num_done = num_done + :done, num_held = num_held + :held, is_open = "
+    "(retired_at IS NULL AND pool = 'queue' AND num_done + :done + num_held + :held < overlap) "
     "WHERE task_id = :task_id"
 )
-_GIVE_PLACE_BACK = text(
-    "UPDATE tasks SET num_held = num_held - 1, "
-    "is_open = (retired_at IS NULL AND num_done + num_held - 1 < overlap) WHERE task_id = :task_id"
+_COUNT_PROGRESS = text(
+    "INSERT INTO progress AS p (annotator_id, project_id, num_answers, num_skips, num_timed, total_seconds, "
+    "last_answer_at) VALUES (:annotator, :project, :answers, :skips, :timed, :seconds, :at) "
+    "ON CONFLICT (annotator_id, project_id) DO UPDATE SET "
+    "num_answers = p.num_answers + excluded.num_answers, num_skips = p.num_skips + excluded.num_skips, "
+    "num_timed = p.num_timed + excluded.num_timed, total_seconds = p.total_seconds + excluded.total_seconds, "
+    "last_answer_at = coalesce(excluded.last_answer_at, p.last_answer_at)"
 )
 _VIEW = (
     select(
@@ -117,7 +110,8 @@ def lease_next(
 
     A task that they hold already and that is not among `holding` (the lease ids the caller has on screen)
     is given again and renewed: a reload shows the same task. Nobody is given a task that they answered,
-    skipped or hold. Raises StoreError for an unknown or disabled annotator.
+    skipped or hold. Gold items and repeats are mixed in at the project's rates. Raises StoreError for an
+    unknown or disabled annotator and for one who is not a member of a project that has members only.
     """
     return store.run(lambda connection: _lease(connection, annotator_id, project, lease_s, holding))
 
@@ -138,8 +132,10 @@ def heartbeat(store: Store, lease_id: str, annotator_id: str, *, lease_s: float 
 def skip(store: Store, lease_id: str, annotator_id: str, *, reason: str, client_key: str) -> bool:
     """Give a task back with a reason; the annotator is not asked again. Idempotent by client key.
 
-    Returns False when the lease had been answered already (nothing changes then).
+    Returns False when the lease had been answered already (nothing changes then). Raises DataError for a
+    reason that cannot be stored.
     """
+    check_words("reason", reason)
 
     def unit(connection: Connection) -> bool:
         lease = get_lease(connection, lease_id, annotator_id)
@@ -160,8 +156,9 @@ def skip(store: Store, lease_id: str, annotator_id: str, *, reason: str, client_
         }
         connection.execute(insert(skips), row)
         close_lease(connection, lease_id, "skipped", now)
+        count_progress(connection, annotator_id, lease.project_id, skips=1)
         if lease.state == "active":
-            connection.execute(_GIVE_PLACE_BACK, {"task_id": lease.task_id})
+            _give_place_back(connection, lease)
         return True
 
     return store.run(unit)
@@ -174,7 +171,7 @@ def release(store: Store, lease_id: str, annotator_id: str) -> None:
         lease = get_lease(connection, lease_id, annotator_id)
         if lease.state == "active":
             close_lease(connection, lease_id, "released", time.time())
-            connection.execute(_GIVE_PLACE_BACK, {"task_id": lease.task_id})
+            _give_place_back(connection, lease)
 
     store.run(unit)
 
@@ -182,7 +179,7 @@ def release(store: Store, lease_id: str, annotator_id: str) -> None:
 def view_lease(connection: Connection, lease_id: str, annotator_id: str) -> TaskView:
     """The task behind a lease of this annotator, whatever its state. Unknown -> StoreError."""
     lease = get_lease(connection, lease_id, annotator_id)
-    return _view(connection, lease.task_id, lease_id, lease.shown_order, lease.expires_at)
+    return view_task(connection, lease.task_id, lease_id, lease.shown_order, lease.expires_at)
 
 
 def get_lease(connection: Connection, lease_id: str, annotator_id: str) -> Row[Any]:
@@ -204,9 +201,44 @@ def expire_leases(connection: Connection, now: float) -> int:
     for lease in sorted(expired, key=lambda row: row.task_id):
         closed = connection.execute(_CLOSE_EXPIRED, {"lease_id": lease.lease_id, "now": now})
         if closed.rowcount:
-            connection.execute(_GIVE_PLACE_BACK, {"task_id": lease.task_id})
+            _give_place_back(connection, lease)
             num_expired += 1
     return num_expired
+
+
+def release_all(connection: Connection, annotator_id: str) -> None:
+    """Give back everything that a person holds, in every project."""
+    for lease in connection.execute(_HELD_ANYWHERE, {"annotator": annotator_id}).all():
+        close_lease(connection, lease.lease_id, "released", time.time())
+        _give_place_back(connection, lease)
+
+
+def count_places(connection: Connection, task_id: str, *, done: int = 0, held: int = 0) -> None:
+    """Change how many places of a task are done and held; it stays in the queue while one is free."""
+    connection.execute(_COUNT_PLACES, {"task_id": task_id, "done": done, "held": held})
+
+
+def count_progress(
+    connection: Connection,
+    annotator_id: str,
+    project: str,
+    *,
+    answers: int = 0,
+    skips: int = 0,
+    seconds: float | None = None,
+    at: float | None = None,
+) -> None:
+    """Add to how far a person is in a project."""
+    row = {
+        "annotator": annotator_id,
+        "project": project,
+        "answers": answers,
+        "skips": skips,
+        "timed": int(seconds is not None),
+        "seconds": seconds or 0.0,
+        "at": at,
+    }
+    connection.execute(_COUNT_PROGRESS, row)
 
 
 def shuffled(task_id: str, annotator_id: str, completion_ids: tuple[str, ...]) -> tuple[str, ...]:
@@ -241,25 +273,30 @@ def _lease(
         connection.execute(
             text("SELECT pg_advisory_xact_lock(hashtext(:annotator))"), {"annotator": annotator_id}
         )
-    check_annotator(connection, annotator_id)
+    settings = enter(connection, annotator_id, project)
+    if settings is None:
+        return None
     expire_leases(connection, now)
-    for lease in sorted(connection.execute(_HELD, who), key=lambda row: row.created_at):
+    held = sorted(connection.execute(_HELD, who), key=lambda row: row.created_at)
+    for lease in held:
         if lease.lease_id not in holding:
             renewal = update(leases).where(leases.c.lease_id == lease.lease_id)
             connection.execute(renewal.values(expires_at=now + lease_s, heartbeat_at=now))
-            return _view(connection, lease.task_id, lease.lease_id, lease.shown_order, now + lease_s)
-    task_id = _find_task(connection, who)
-    if task_id is None:
+            return view_task(connection, lease.task_id, lease.lease_id, lease.shown_order, now + lease_s)
+    found = find_task(connection, annotator_id, project, settings, len(held))
+    if found is None:
         return None
     lease_id = f"l-{secrets.token_hex(12)}"
-    view = _view(connection, task_id, lease_id, None, now + lease_s, annotator_id)
-    connection.execute(_TAKE_PLACE, {"task_id": task_id})
+    view = view_task(connection, found.task_id, lease_id, None, now + lease_s, annotator_id)
+    if found.purpose == "rate":
+        count_places(connection, found.task_id, held=1)
     row = {
         "lease_id": lease_id,
-        "task_id": task_id,
+        "task_id": found.task_id,
         "project_id": project,
         "annotator_id": annotator_id,
         "state": "active",
+        "purpose": found.purpose,
         "shown_order": list(view.shown_order),
         "created_at": now,
         "heartbeat_at": now,
@@ -269,22 +306,12 @@ def _lease(
     return view
 
 
-def _find_task(connection: Connection, who: dict[str, str]) -> str | None:
-    at_head, after, anywhere = _FINDERS[connection.dialect.name]
-    found = connection.execute(at_head, who).scalar()
-    if found is not None:
-        return str(found)
-    place = connection.execute(_LAST_PLACE, who).first()
-    if place is not None:
-        where = {**who, "queue_rank": place.queue_rank, "sort_key": place.sort_key}
-        found = connection.execute(after, where).scalar()
-        if found is not None:
-            return str(found)
-    found = connection.execute(anywhere, who).scalar()
-    return None if found is None else str(found)
+def _give_place_back(connection: Connection, lease: Row[Any]) -> None:
+    if lease.purpose == "rate":
+        count_places(connection, lease.task_id, held=-1)
 
 
-def _view(
+def view_task(
     connection: Connection,
     task_id: str,
     lease_id: str,
@@ -292,6 +319,7 @@ def _view(
     expires_at: float,
     annotator_id: str = "",
 ) -> TaskView:
+    """A task as it is shown. Without a `shown_order` it gets the one of this annotator."""
     rows = connection.execute(_VIEW, {"viewed_task": task_id}).all()
     first = rows[0]
     # model_construct: these were validated when they came in, and this is the hot path.

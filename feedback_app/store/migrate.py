@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from rlhf.core.errors import BusyError, StoreError
 
-HEAD = "0001_first_schema"
-KNOWN_REVISIONS: tuple[str, ...] = ("0001_first_schema",)
+HEAD = "0002_gold_and_disputes"
+KNOWN_REVISIONS: tuple[str, ...] = ("0001_first_schema", "0002_gold_and_disputes")
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_TIMEOUT_S = 60.0
 POSTGRES_LOCK = 0x726C6866  # 'rlhf': one advisory lock for migrations

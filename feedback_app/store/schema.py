@@ -43,6 +43,11 @@ METADATA = MetaData(
 ROLES = ("annotator", "lead", "admin")
 KINDS = ("pairwise", "ranking", "scores", "demonstration", "thumbs")
 LEASE_STATES = ("active", "submitted", "skipped", "expired", "released")
+# Where a task is handed out from: the queue; the gold items, mixed in by a draw; or a repeat for one person.
+POOLS = ("queue", "gold", "repeat")
+# What an answer is for. Only "rate" takes a place of a task and counts in agreement and in exports; a lead's
+# decision ("adjudicate") stands in exports in place of the answers it decides between.
+PURPOSES = ("rate", "gold", "repeat", "adjudicate")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
@@ -133,7 +138,7 @@ projects = Table(
     # "evaluate" projects hold blind comparisons of models; their ratings are never exported for training.
     Column("purpose", String(16), nullable=False, server_default="collect"),
     _flag("simulated"),
-    # gold_rate, repeat_rate, gold_feedback, min_seconds, lease_s, markdown, flags offered ...
+    # what was changed from the defaults of `projects.ProjectSettings`
     Column("settings", JSON, nullable=False, server_default="{}"),
     Column("created_at", Double, nullable=False),
     Column("archived_at", Double),
@@ -197,13 +202,15 @@ tasks = Table(
     Column("num_done", Integer, nullable=False, server_default="0"),
     Column("num_held", Integer, nullable=False, server_default="0"),
     Column("is_open", Boolean, nullable=False, server_default=text("true")),
-    # Smaller goes first. A reward model lowers it for uncertain or disputed pairs; "uniform" tasks keep 0.
+    Column("pool", String(16), nullable=False, server_default="queue"),
+    # Two queues, "uniform" and "priority", from which a draw takes turns; in each the smaller rank goes first.
     Column("queue_rank", Double, nullable=False, server_default="0"),
     Column("selection", String(16), nullable=False, server_default="uniform"),
     Column("sort_key", Integer, nullable=False),
     _flag("simulated"),
     _id("repeat_of", "tasks.task_id", optional=True),
     _id("repeat_for", "annotators.annotator_id", optional=True),
+    # NULL, "open" (the answers contradict each other) or "decided" (by a lead)
     Column("dispute", String(16)),
     Column("settings", JSON, nullable=False, server_default="{}"),
     Column("created_at", Double, nullable=False),
@@ -214,10 +221,25 @@ tasks = Table(
     Index(
         "ix_tasks_queue",
         "project_id",
+        "selection",
         "queue_rank",
         "sort_key",
         sqlite_where=text("is_open"),
         postgresql_where=text("is_open"),
+    ),
+    Index(
+        "ix_tasks_gold",
+        "project_id",
+        "task_id",
+        sqlite_where=text("pool = 'gold'"),
+        postgresql_where=text("pool = 'gold'"),
+    ),
+    Index(
+        "ix_tasks_disputed",
+        "project_id",
+        "sort_key",
+        sqlite_where=text("dispute = 'open'"),
+        postgresql_where=text("dispute = 'open'"),
     ),
     Index("ix_tasks_project", "project_id", "created_at"),
 )
@@ -303,10 +325,28 @@ annotations_table = Table(
     _flag("surplus"),
     _flag("simulated"),
     Column("created_at", Double, nullable=False),
+    # faster than the project's min_seconds at that time
+    _flag("too_fast"),
+    # the verdict on a gold answer, NULL for every other
+    Column("gold_correct", Boolean),
     _one_of("kind", KINDS),
     UniqueConstraint("task_id", "annotator_id", "version"),
     Index("ix_annotations_project", "project_id", "created_at"),
     Index("ix_annotations_person", "annotator_id", "project_id", "created_at"),
+    Index(
+        "ix_annotations_decided",
+        "task_id",
+        sqlite_where=text("purpose = 'adjudicate'"),
+        postgresql_where=text("purpose = 'adjudicate'"),
+    ),
+    Index(
+        "ix_annotations_checks",
+        "project_id",
+        "purpose",
+        "annotator_id",
+        sqlite_where=text("purpose <> 'rate'"),
+        postgresql_where=text("purpose <> 'rate'"),
+    ),
 )
 
 annotation_texts = Table(
@@ -339,6 +379,21 @@ drafts = Table(
     _id("annotator_id", "annotators.annotator_id", primary_key=True),
     Column("content", JSON, nullable=False),
     Column("updated_at", Double, nullable=False),
+)
+
+# How far each person is in each project, so that nothing on the way of a rating has to count answers.
+progress = Table(
+    "progress",
+    METADATA,
+    _id("annotator_id", "annotators.annotator_id", primary_key=True),
+    Column("project_id", ForeignKey("projects.project_id"), primary_key=True),
+    # answers given at the desk or through the API (not imported ones, not corrections)
+    Column("num_answers", Integer, nullable=False, server_default="0"),
+    Column("num_skips", Integer, nullable=False, server_default="0"),
+    # the answers that came with a time, and their sum in seconds
+    Column("num_timed", Integer, nullable=False, server_default="0"),
+    Column("total_seconds", Double, nullable=False, server_default="0"),
+    Column("last_answer_at", Double),
 )
 
 tombstones = Table(
