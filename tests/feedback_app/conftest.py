@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -14,15 +15,49 @@ from typing import Any
 
 import pytest
 
+# The parts of the proofs lie beside the scripts, not in a package that is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
+
+from served.postgres import Missing, Postgres
+
 from feedback_app.accounts import create_annotator
 from feedback_app.store.engine import Store
 from feedback_app.store.tasks import add_completions, add_prompts, create_tasks
 from rlhf.core.records import Completion, Prompt
 
+TEMPLATE = "template_of_stores"
+_COUNTER = itertools.count(1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`@pytest.mark.databases("sqlite", "postgresql")` on a test or module runs it on each; else SQLite alone."""
+    marker = metafunc.definition.get_closest_marker("databases")
+    if marker is not None and "db_url" in metafunc.fixturenames:
+        metafunc.parametrize("db_url", marker.args, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A private server with one migrated database to copy; skipped by name where there can be none."""
+    try:
+        server = Postgres()
+    except Missing as error:
+        pytest.skip(str(error))
+    with server:
+        Store.open(server.create(TEMPLATE)).close()
+        yield server
+
 
 @pytest.fixture
-def db_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/feedback.db"
+def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a store of the test's own: a new file, or a copy of the template database."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield f"sqlite:///{tmp_path}/feedback.db"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    name = f"test_{next(_COUNTER)}"
+    yield server.create(name, TEMPLATE)
+    server.drop(name)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ from feedback_app.store.schema import annotators, sessions
 from rlhf.core.errors import ConfigError, DataError, StoreError
 from rlhf.core.run import Launch
 
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
 PASSWORD = "correct horse battery"
 
 

@@ -17,6 +17,8 @@ from feedback_app.store.annotations import judgements
 from feedback_app.store.engine import Store
 from feedback_app.store.tasks import ensure_project
 
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
 PASSWORD = "correct horse battery"
 ORIGIN = "http://localhost"
 MODEL = "secret-model-7b"

@@ -18,6 +18,8 @@ from rlhf.core.files import read_jsonl
 from rlhf.core.records import Preference
 from rlhf.core.run import Launch
 
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
 
 @pytest.fixture
 def bring(store, tmp_path):

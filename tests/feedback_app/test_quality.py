@@ -12,6 +12,8 @@ from feedback_app.quality.agreement import agreement, pairwise_agreement
 from feedback_app.store.annotations import answer, submit
 from feedback_app.store.leases import lease_next
 
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
 
 def test_raw_agreement_leaves_ties_out_and_counts_pairs_of_raters():
     verdicts = [

@@ -21,6 +21,8 @@ from rlhf.core.records import Completion, Preference, Prompt
 from rlhf.core.run import Launch
 from rlhf.core.splits import split_of
 
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
 VERDICTS = ({"preference": "first", "strength": 3}, {"preference": "second"}, {"preference": "tie"})
 
 
