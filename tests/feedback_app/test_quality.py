@@ -76,6 +76,7 @@ def test_agreement_from_the_store(store, fill, people):
     assert found.alpha < 0
 
 
+@pytest.mark.databases("sqlite")
 def test_agreement_on_real_ratings_is_the_published_one(store, tmp_path, shared_data):
     """PandaLM's test set: 999 pairs, three annotators each; Fleiss' kappa is known to be 0.864."""
     rows = []
