@@ -17,7 +17,7 @@ const RENDER_MATH = {
 };
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const RENDER_DEPTH = 200;
-const OWN_DIRECTION = new Set(["p", "h3", "h4", "h5", "h6", "li", "blockquote", "th", "td", "div"]);
+const OWN_DIRECTION = new Set(["ul", "ol", "blockquote", "table"]); // these have a start side; all else is plaintext in render.css
 
 // Characters that cannot be seen or that reorder what stands around them. Joiners and marks of direction are part of
 // many scripts and of emoji: behind such a character they stay what they are.
