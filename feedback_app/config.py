@@ -83,12 +83,15 @@ class ImportConfig(Settings):
 
 
 class ExportConfig(Settings):
-    """Write a snapshot of the ratings: JSONL split by prompt group, TRL columns, manifest."""
+    """Write a snapshot of the ratings: JSONL split by prompt group, in TRL's columns, with a manifest."""
 
     project: str = Field(DEFAULT_PROJECT, description="project to export")
     seed: int = Field(0, description="seed of the split; the same seed keeps every prompt in its split")
     train: Fraction = Field(0.8, description="share of prompt groups for training")
     validation: Fraction = Field(0.1, description="share of prompt groups for validation; the rest is test")
+    unpaired_from_pairs: bool = Field(
+        False, description="write both sides of each decided pair into unpaired/, beside the thumbs"
+    )
 
     @model_validator(mode="after")
     def _shares_fit(self) -> ExportConfig:

@@ -19,7 +19,12 @@ def run(settings: ExportConfig, launch: Launch) -> None:
         if launch.force:
             _set_aside(out)
         manifest = export_snapshot(
-            store, out, project=settings.project, seed=settings.seed, fractions=settings.fractions
+            store,
+            out,
+            project=settings.project,
+            seed=settings.seed,
+            fractions=settings.fractions,
+            unpaired_from_pairs=settings.unpaired_from_pairs,
         )
     print(describe(manifest, out))
 
@@ -34,8 +39,14 @@ def describe(manifest: SnapshotManifest, out: Path) -> str:
             f"{counts.annotators} raters"
         )
     lines.append(f"  trl/       {manifest.num_left_out_of_trl:>7} ties left out: TRL has no column for them")
+    for folder, rows in manifest.files.items():
+        if folder != "trl":
+            lines.append(f"  {folder + '/':<10} {sum(rows.values()):>7} rows")
     if manifest.num_without_comparison:
         lines.append(f"  {manifest.num_without_comparison} answers of other kinds hold no comparison")
+    if manifest.left_out:
+        named = ", ".join(f"{number} {why}" for why, number in sorted(manifest.left_out.items()))
+        lines.append(f"  answers left out: {named}")
     if manifest.simulated:
         lines.append(f"  simulated: {manifest.num_simulated} of {manifest.num_judgements} answers")
     return "\n".join(lines)

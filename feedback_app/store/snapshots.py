@@ -2,11 +2,17 @@
 
     OUT/train.jsonl, validation.jsonl, test.jsonl   one `Preference` per line, ties included
     OUT/trl/<split>.jsonl                           the same without ties, in TRL's columns only
+    OUT/unpaired/<split>.jsonl                      prompt, completion, label: thumbs (and pairs, where asked)
+    OUT/sft/<split>.jsonl                           messages: demonstrations, for supervised tuning
+    OUT/scores/<split>.jsonl                        prompt, completion, scores: attribute -> 1..5
+    OUT/rankings/<split>.jsonl                      prompt, completions best first, their ranks
     OUT/manifest.json                               content hash, counts, split, rubric versions
 
-A prompt group goes to a split by a seeded hash of its id: groups never cross splits, and a group keeps its
-split as data grows. Rows are sorted, so the same ratings give the same bytes and the same hash. The rows are
-streamed into a folder beside OUT that is renamed at the end: OUT is complete or absent.
+The three files at the top are always there, those in folders where they hold a row (loaders refuse an empty
+file). A prompt group goes to a split by a seeded hash of its id: groups never cross splits, and a group keeps
+its split as data grows. Rows are sorted, so the same ratings give the same bytes and the same hash. The rows
+are streamed into a folder beside OUT that is renamed at the end: OUT is complete or absent. An answer of a
+lead who settled a dispute stands for all other answers to that task.
 """
 
 from __future__ import annotations
@@ -14,26 +20,42 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 import time
+from array import array
+from collections import Counter
 from contextlib import ExitStack
-from itertools import combinations
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, insert, select
 
 from feedback_app.store import audit
-from feedback_app.store.annotations import current_rows
 from feedback_app.store.engine import Store
 from feedback_app.store.schema import projects, rubrics, snapshot_members, snapshots
+from feedback_app.store.snapshot_rows import (
+    Answer,
+    answers,
+    left_out,
+    overruled_tasks,
+    preference_lines,
+    ranking_line,
+    scores_lines,
+    sft_line,
+    unpaired_lines,
+)
 from rlhf.core.errors import ConfigError, DataError, StoreError
-from rlhf.core.files import to_json, write_json
-from rlhf.core.records import Judgement, Split, content_id
+from rlhf.core.files import write_json
+from rlhf.core.records import Split, content_id
 from rlhf.core.splits import split_of
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FOLDERS = ("trl", "unpaired", "sft", "scores", "rankings")
 FORMAT = 1
+MEMBER_CHUNK = 5000
 
 
 class SplitCounts(BaseModel):
@@ -50,7 +72,12 @@ class SplitCounts(BaseModel):
 
 
 class SnapshotManifest(BaseModel):
-    """What a snapshot is and where it came from. `content_hash` covers the bytes of the three split files."""
+    """What a snapshot is and where it came from.
+
+    content_hash: of the bytes of the three split files, and of the other folders' except trl, which repeats
+    them. files: rows per folder and split. left_out: answers that are not in it, by reason: `corrected` (an
+    older version), `erased`, `surplus`, `gold`, `repeat`, `overruled` (a lead decided otherwise or the same).
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,6 +95,10 @@ class SnapshotManifest(BaseModel):
     simulated: bool
     num_simulated: int
     rubric_versions: list[int]
+    files: dict[str, dict[Split, int]] = {}
+    left_out: dict[str, int] = {}
+    num_adjudicated: int = 0
+    unpaired_from_pairs: bool = False
 
 
 def export_snapshot(
@@ -77,11 +108,14 @@ def export_snapshot(
     project: str,
     seed: int,
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    unpaired_from_pairs: bool = False,
+    actor: str = "system",
 ) -> SnapshotManifest:
     """Write a snapshot and record it with its members. Only current, accepted answers are in it.
 
+    unpaired_from_pairs: both sides of a decided pair go into unpaired/ too, as good and bad.
     Raises StoreError for an unknown project or one whose purpose is evaluation, DataError when it holds no
-    comparison yet, ConfigError when `out` exists or the fractions are not three shares that sum to 1.
+    answer to export, ConfigError when `out` exists or the fractions are not three shares that sum to 1.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(f"fractions must be three shares that sum to 1; found {fractions}")
@@ -92,18 +126,16 @@ def export_snapshot(
     building = out.with_name(f".{out.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     try:
-        with store.read() as connection:
-            _check_project(connection, project)
-            writer = _Writer(building, seed, fractions)
-            with writer.files:
-                for judgement, rows in current_rows(connection, project, with_texts=True):
-                    writer.add(judgement, rows)
-                writer.rubric_versions = _rubric_versions(connection, writer.rubric_ids)
+        writer = _Writer(building, seed, fractions, unpaired_from_pairs)
+        with writer.members:
+            with writer.files, store.read() as connection:
+                _check_project(connection, project)
+                _fill(connection, project, writer)
                 writer.flush()
-        manifest = writer.manifest(project)
-        write_json(building / "manifest.json", manifest)
-        # Recorded first: a snapshot that a run can learn from is always one the store knows the members of.
-        _record(store, out, manifest, writer.members)
+            manifest = writer.manifest(project)
+            write_json(building / "manifest.json", manifest)
+            # Recorded first: a snapshot that a run can learn from is always one the store knows the members of.
+            _record(store, out, manifest, writer.members, actor)
         if out.exists():
             out.rmdir()
         os.replace(building, out)
@@ -113,69 +145,110 @@ def export_snapshot(
     return manifest
 
 
-class _Writer:
-    """Streams judgements into the six split files and counts what goes in."""
+def _fill(connection: Connection, project: str, writer: _Writer) -> None:
+    overruled = overruled_tasks(connection, project)
+    writer.left_out = left_out(connection, project)
+    for answer in answers(connection, project):
+        if answer.row.purpose != "adjudicate" and answer.row.task_id in overruled:
+            writer.left_out["overruled"] = writer.left_out.get("overruled", 0) + 1
+        else:
+            writer.add(answer)
+    writer.rubric_versions = _rubric_versions(connection, writer.rubric_ids)
 
-    def __init__(self, folder: Path, seed: int, fractions: tuple[float, float, float]) -> None:
-        self.seed, self.fractions = seed, fractions
-        (folder / "trl").mkdir(parents=True)
+
+class _Writer:
+    """Streams answers into the split files and counts what goes in; ids wait on disk, hashes of them in memory."""
+
+    def __init__(
+        self, folder: Path, seed: int, fractions: tuple[float, float, float], unpaired_from_pairs: bool
+    ) -> None:
+        self.folder, self.seed, self.fractions = folder, seed, fractions
+        self.unpaired_from_pairs = unpaired_from_pairs
+        folder.mkdir(parents=True)
         self.files = ExitStack()
         self.rows = {split: self._open(folder / f"{split}.jsonl") for split in SPLITS}
-        self.trl = {split: self._open(folder / "trl" / f"{split}.jsonl") for split in SPLITS}
-        self.hashes = {split: hashlib.sha256() for split in SPLITS}
+        self.others: dict[tuple[str, Split], IO[bytes]] = {}
+        self.hashes: dict[tuple[str, Split], Any] = {("", split): hashlib.sha256() for split in SPLITS}
         self.counts = {split: dict.fromkeys(("rows", "ties", "without_tie"), 0) for split in SPLITS}
-        self.seen: dict[Split, dict[str, set[str]]] = {
-            split: {"prompts": set(), "groups": set(), "annotators": set()} for split in SPLITS
-        }
-        self.members: list[dict[str, str]] = []
+        self.num_rows: dict[str, Counter[str]] = {name: Counter() for name in FOLDERS}
+        self.prompts = {split: array("q") for split in SPLITS}
+        self.groups = {split: array("q") for split in SPLITS}
+        self.annotators: dict[Split, set[str]] = {split: set() for split in SPLITS}
+        self.members = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by the caller
         self.rubric_ids: set[str] = set()
-        self.num_simulated = self.num_without_comparison = 0
+        self.num_members = self.num_simulated = self.num_without_comparison = self.num_adjudicated = 0
         self.rubric_versions: list[int] = []
+        self.left_out: dict[str, int] = {}
 
     def _open(self, path: Path) -> IO[bytes]:
+        path.parent.mkdir(exist_ok=True)
         return self.files.enter_context(open(path, "wb"))
 
-    def add(self, judgement: Judgement, rows: list[Any]) -> None:
-        row = rows[0]
-        split = split_of(row.group_id, self.seed, self.fractions)
-        texts = {r.completion_id: r.completion_text for r in rows}
-        preferences = _preferences(judgement, row, texts)
-        if not preferences:
-            self.num_without_comparison += 1
-            return
-        for preference in preferences:
-            self._write(split, preference)
-        self.members.append({"annotation_id": judgement.judgement_id, "split": split})
+    def add(self, answer: Answer) -> None:
+        row = answer.row
+        split = split_of(answer.ask.group_id, self.seed, self.fractions)
+        num_comparisons = 0
+        for line, trl in preference_lines(answer):
+            num_comparisons += 1
+            self._compare(split, line, trl)
+        self.num_without_comparison += not num_comparisons
+        if row.kind == "demonstration" and row.demonstration is not None:
+            self._write("sft", split, sft_line(answer))
+        elif row.kind == "scores":
+            for line in scores_lines(answer):
+                self._write("scores", split, line)
+        elif row.kind == "ranking":
+            self._write("rankings", split, ranking_line(answer))
+        for line in unpaired_lines(answer, from_pairs=self.unpaired_from_pairs):
+            self._write("unpaired", split, line)
+        self.members.write(f"{row.annotation_id} {split}\n")
+        self.num_members += 1
         self.num_simulated += bool(row.simulated)
-        seen = self.seen[split]
-        seen["prompts"].add(judgement.prompt_id)
-        seen["groups"].add(row.group_id)
-        seen["annotators"].add(judgement.annotator_id)
+        self.num_adjudicated += row.purpose == "adjudicate"
         if row.rubric_id is not None:
             self.rubric_ids.add(row.rubric_id)
+        if num_comparisons:
+            self.prompts[split].append(hash(answer.ask.prompt_id))
+            self.groups[split].append(hash(answer.ask.group_id))
+            self.annotators[split].add(row.annotator_id)
 
-    def _write(self, split: Split, preference: dict[str, Any]) -> None:
-        line = to_json(preference).encode("utf-8") + b"\n"
-        self.rows[split].write(line)
-        self.hashes[split].update(line)
+    def _compare(self, split: Split, line: str, trl: str | None) -> None:
+        data = line.encode("utf-8")
+        self.rows[split].write(data)
+        self.hashes["", split].update(data)
         counts = self.counts[split]
         counts["rows"] += 1
-        if preference["tie"]:
+        if trl is None:
             counts["ties"] += 1
         else:
             counts["without_tie"] += 1
-            columns = {name: preference[name] for name in ("prompt", "chosen", "rejected")}
-            self.trl[split].write(to_json(columns).encode("utf-8") + b"\n")
+            self._write("trl", split, trl)
+
+    def _write(self, folder: str, split: Split, line: str) -> None:
+        file = self.others.get((folder, split))
+        if file is None:
+            file = self.others[folder, split] = self._open(self.folder / folder / f"{split}.jsonl")
+            if folder != "trl":  # which holds what the first three files hold
+                self.hashes[folder, split] = hashlib.sha256()
+        data = line.encode("utf-8")
+        file.write(data)
+        self.num_rows[folder][split] += 1
+        if folder != "trl":
+            self.hashes[folder, split].update(data)
 
     def flush(self) -> None:
-        for file in (*self.rows.values(), *self.trl.values()):
+        for file in (*self.rows.values(), *self.others.values()):
             file.flush()
             os.fsync(file.fileno())
 
     def manifest(self, project: str) -> SnapshotManifest:
-        if not self.members:
-            raise DataError(f"project '{project}' holds no comparison yet; rate some pairs first")
-        joined = "".join(self.hashes[split].hexdigest() for split in SPLITS)
+        if not self.num_members:
+            raise DataError(
+                f"project '{project}' holds no answer that can be exported yet; rate something first"
+            )
+        others = sorted(key for key in self.hashes if key[0])
+        joined = "".join(self.hashes["", split].hexdigest() for split in SPLITS)
+        joined += "".join(f"{'/'.join(key)}:{self.hashes[key].hexdigest()}" for key in others)
         content_hash = hashlib.sha256(joined.encode()).hexdigest()
         now = time.time()
         return SnapshotManifest(
@@ -187,48 +260,33 @@ class _Writer:
             created_at=now,
             counts={
                 split: SplitCounts(
-                    **self.counts[split], **{name: len(ids) for name, ids in self.seen[split].items()}
+                    **self.counts[split],
+                    prompts=_num_distinct(self.prompts[split]),
+                    groups=_num_distinct(self.groups[split]),
+                    annotators=len(self.annotators[split]),
                 )
                 for split in SPLITS
             },
-            num_judgements=len(self.members),
+            num_judgements=self.num_members,
             num_left_out_of_trl=sum(self.counts[split]["ties"] for split in SPLITS),
             num_without_comparison=self.num_without_comparison,
             simulated=self.num_simulated > 0,
             num_simulated=self.num_simulated,
             rubric_versions=self.rubric_versions,
+            files={
+                folder: {split: self.num_rows[folder][split] for split in SPLITS}
+                for folder in FOLDERS
+                if self.num_rows[folder]
+            },
+            left_out=self.left_out,
+            num_adjudicated=self.num_adjudicated,
+            unpaired_from_pairs=self.unpaired_from_pairs,
         )
 
 
-def _preferences(judgement: Judgement, row: Any, texts: dict[str, str]) -> list[dict[str, Any]]:
-    """The comparisons in one answer: one for a pair, all pairs of different rank for a ranking."""
-    comparisons: list[tuple[str, str, float, bool]] = []
-    if judgement.kind == "pairwise":
-        first, second = judgement.completion_ids
-        tie = judgement.preference in ("tie", "both_bad")
-        if judgement.preference == "second":
-            first, second = second, first
-        comparisons.append((first, second, 0.0 if tie else float(judgement.strength or 1), tie))
-    elif judgement.ranking is not None:
-        for better, worse in combinations(judgement.ranking, 2):
-            comparisons += [(b, w, 1.0, False) for b in better for w in worse]
-    return [
-        {
-            "prompt": row.messages,
-            "chosen": [{"role": "assistant", "content": texts[chosen]}],
-            "rejected": [{"role": "assistant", "content": texts[rejected]}],
-            "margin": margin,
-            "weight": 1.0 / len(comparisons),
-            "tie": tie,
-            "prompt_id": judgement.prompt_id,
-            "group_id": row.group_id,
-            "chosen_id": chosen,
-            "rejected_id": rejected,
-            "annotator_id": judgement.annotator_id,
-            "judgement_id": judgement.judgement_id,
-        }
-        for chosen, rejected, margin, tie in comparisons
-    ]
+def _num_distinct(hashes: array[int]) -> int:
+    """Of 64-bit hashes: a million ids cost 8 MB instead of the 100 that a set of strings takes."""
+    return int(np.unique(np.frombuffer(hashes, dtype=np.int64)).size) if hashes else 0
 
 
 def _rubric_versions(connection: Connection, rubric_ids: set[str]) -> list[int]:
@@ -249,7 +307,7 @@ def _check_project(connection: Connection, project: str) -> None:
         )
 
 
-def _record(store: Store, out: Path, manifest: SnapshotManifest, members: list[dict[str, str]]) -> None:
+def _record(store: Store, out: Path, manifest: SnapshotManifest, members: IO[str], actor: str) -> None:
     row = {
         "snapshot_id": manifest.snapshot_id,
         "project_id": manifest.project,
@@ -264,13 +322,16 @@ def _record(store: Store, out: Path, manifest: SnapshotManifest, members: list[d
 
     def unit(connection: Connection) -> None:
         connection.execute(insert(snapshots), row)
-        for start in range(0, len(members), 5000):
+        members.seek(0)
+        while lines := list(islice(members, MEMBER_CHUNK)):
+            pairs = (line.split() for line in lines)
             chunk = [
-                {**member, "snapshot_id": manifest.snapshot_id} for member in members[start : start + 5000]
+                {"snapshot_id": manifest.snapshot_id, "annotation_id": annotation_id, "split": split}
+                for annotation_id, split in pairs
             ]
             connection.execute(insert(snapshot_members), chunk)
         audit.append(
-            connection, "system", "snapshot.export", manifest.snapshot_id, content_hash=manifest.content_hash
+            connection, actor, "snapshot.export", manifest.snapshot_id, content_hash=manifest.content_hash
         )
 
     store.run(unit)

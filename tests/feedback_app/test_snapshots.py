@@ -166,7 +166,7 @@ def test_simulated_ratings_are_said_to_be(store, fill, tmp_path, capsys, db_url)
 
 def test_refusals_leave_nothing_behind(store, fill, tmp_path):
     fill(store, 1)
-    with pytest.raises(DataError, match="no comparison yet"):
+    with pytest.raises(DataError, match="no answer that can be exported yet"):
         export_snapshot(store, tmp_path / "s", project="p", seed=0)
     with pytest.raises(StoreError, match="no project 'q'; found p"):
         export_snapshot(store, tmp_path / "s", project="q", seed=0)
