@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 
 from feedback_app.accounts import Person
 from feedback_app.desk import AnswerBody, Desk, DraftBody, HeartbeatBody, NextBody, SkipBody
@@ -30,8 +30,8 @@ def desk_router(desk: Desk) -> APIRouter:
     router = APIRouter(prefix="/api/v1/desk", tags=["desk"])
 
     @router.get("")
-    def overview(me: Me) -> dict[str, Any]:
-        return desk.overview(me)
+    def overview(me: Me, shift: Annotated[int, Query(ge=-900, le=900)] = 0) -> dict[str, Any]:
+        return desk.overview(me, shift)
 
     @router.post("/next")
     def next_task(me: Me, body: NextBody) -> dict[str, Any]:
@@ -52,5 +52,17 @@ def desk_router(desk: Desk) -> APIRouter:
     @router.post("/draft")
     def draft(me: Me, body: DraftBody) -> dict[str, Any]:
         return desk.draft(me, body)
+
+    @router.get("/history")
+    def history(
+        me: Me,
+        project: Annotated[str, Query(min_length=1, max_length=128)],
+        before: Annotated[str | None, Query(max_length=64)] = None,
+    ) -> dict[str, Any]:
+        return desk.history(me, project, before)
+
+    @router.get("/history/{annotation_id}")
+    def past_answer(me: Me, annotation_id: Annotated[str, Path(max_length=64)]) -> dict[str, Any]:
+        return desk.past(me, annotation_id)
 
     return router

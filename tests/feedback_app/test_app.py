@@ -89,6 +89,8 @@ PROTECTED = [
     ("POST", "/api/v1/desk/skip"),
     ("POST", "/api/v1/desk/heartbeat"),
     ("POST", "/api/v1/desk/draft"),
+    ("GET", "/api/v1/desk/history"),
+    ("GET", "/api/v1/desk/history/{annotation_id}"),
     ("POST", "/logout"),
     ("GET", "/desk/config"),
     ("GET", "/desk/gradio_api/info"),
@@ -285,7 +287,7 @@ def test_a_draft_comes_back_and_ends_with_the_answer(enter, store, fill):
     for reason in ("half a thou", "half a thought"):
         body = {"lease": lease, "choice": "tie", "reason": reason}
         assert client.post("/api/v1/desk/draft", json=body).json() == {"kept": True}
-    assert next_task(client)["draft"] == {"choice": "tie", "strength": None, "reason": "half a thought"}
+    assert next_task(client)["draft"] == {"choice": "tie", "reason": "half a thought"}
     rate(client, lease)
     with store.read() as connection:
         assert connection.execute(text("SELECT count(*) FROM drafts")).scalar() == 0

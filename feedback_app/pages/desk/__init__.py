@@ -1,8 +1,8 @@
 """The rating desk as a Gradio page.
 
-One `gr.HTML` component holds the whole desk: its markup, style and script are the files beside this one, and
-the script talks to /api/v1/desk, so that no answer ever waits in Gradio's event queue and every call checks
-the session. Nothing about models is in the page: it gets the texts of two sides and a lease.
+One `gr.HTML` component holds the whole desk: its markup, style and script are the files beside this one, each
+with one idea, joined here in order; the script talks to /api/v1/desk, so that no answer ever waits in Gradio's
+event queue and every call checks the session. Nothing about models is in the page: it gets texts and a lease.
 """
 
 from __future__ import annotations
@@ -14,6 +14,28 @@ import gradio as gr
 
 HERE = Path(__file__).parent
 SYSTEM_FONTS = ("Inter", "ui-sans-serif", "system-ui", "sans-serif")
+# One scope, in this order: what a file uses while it is read must come before it.
+SCRIPTS = (
+    "../render.js",
+    "state.js",
+    "net.js",
+    "clock.js",
+    "words.js",
+    "dragging.js",
+    "pairwise.js",
+    "ranking.js",
+    "scores.js",
+    "writing.js",
+    "thumbs.js",
+    "remarks.js",
+    "gold.js",
+    "history.js",
+    "figures.js",
+    "flow.js",
+    "keys.js",
+    "start.js",
+)
+STYLES = ("base.css", "../render.css", "kinds.css", "aside.css", "phone.css")
 
 
 def desk_blocks() -> gr.Blocks:
@@ -21,24 +43,19 @@ def desk_blocks() -> gr.Blocks:
     with gr.Blocks(title="rating desk", analytics_enabled=False) as blocks:
         gr.HTML(
             value="",
-            html_template=(HERE / "desk.html").read_text(encoding="utf-8"),
-            js_on_load=joined("render.js", "desk.js"),
+            html_template=_joined(("desk.html",)),
+            js_on_load=_joined(SCRIPTS),
             apply_default_css=False,
             elem_id="desk",
         )
     return blocks
 
 
-def joined(*names: str) -> str:
-    """Files of this folder, one after the other."""
-    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
-
-
 def mount_options() -> dict[str, Any]:
     """How the page is mounted: our style, system fonts, no history, no footer, no error details."""
     return {
         "theme": gr.themes.Base(font=list(SYSTEM_FONTS), font_mono=["ui-monospace", "monospace"]),
-        "css": joined("desk.css", "render.css"),
+        "css": _joined(STYLES),
         "head": '<link rel="icon" href="/static/icon.svg" type="image/svg+xml">',
         "footer_links": [],
         "run_history": False,
@@ -48,3 +65,7 @@ def mount_options() -> dict[str, Any]:
         "pwa": False,
         "ssr_mode": False,
     }
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    return "\n".join((HERE / name).read_text(encoding="utf-8") for name in names)
