@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlhf.core.errors import DataError, StoreError
 from rlhf.core.records import Judgement
@@ -15,6 +15,16 @@ from rlhf.core.validation import problems
 MAX_TEXT_LENGTH = 100_000
 MAX_SECONDS = 86_400.0
 SCORES = range(1, 6)
+
+
+class Attribute(BaseModel):
+    """What a scores task asks for. `anchors` says what a score means: {"1": "useless", "5": "exactly it"}."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64)
+    definition: str = Field(default="", max_length=10_000)
+    anchors: dict[Literal["1", "2", "3", "4", "5"], str] = Field(default_factory=dict)
 
 
 def checked_judgement(judgement: Judgement) -> Judgement:
@@ -56,6 +66,21 @@ def check_key_and_time(client_key: str, seconds: float | None) -> None:
         raise DataError(f"'seconds' is 0 to {MAX_SECONDS:g}; found {seconds}")
 
 
+def check_attributes(attributes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A rubric's attributes with every field in place. Raises DataError for what scores cannot name."""
+    checked = []
+    for attribute in attributes:
+        try:
+            checked.append(Attribute.model_validate(attribute).model_dump())
+        except ValidationError as error:
+            path, message = problems(error)[0]
+            raise DataError(f"attribute of the rubric: '{'.'.join(path)}' {message}") from error
+    names = [attribute["name"] for attribute in checked]
+    if len(set(names)) != len(names):
+        raise DataError(f"two attributes of the rubric have one name: {', '.join(names)}")
+    return checked
+
+
 def check_fits(
     judgement: Judgement,
     *,
@@ -81,6 +106,8 @@ def check_fits(
             raise DataError(f"flag '{flag}' is not one of the project's: {', '.join(flags) or 'none'}")
     if len(set(judgement.flags)) != len(judgement.flags):
         raise DataError(f"a flag is set twice: {', '.join(judgement.flags)}")
+    if judgement.ranking is not None and not all(judgement.ranking):
+        raise DataError("a ranking has no empty group; found one")
     if judgement.scores is not None:
         _check_scores(judgement, [str(a["name"]) for a in attributes], imported)
 

@@ -61,8 +61,11 @@ FINDERS = {
     "sqlite": tuple(text(query) for query in (_AT_HEAD, _AFTER, _ANYWHERE)),
     "postgresql": tuple(text(q) for q in (_AT_HEAD_LOCKED, _AFTER + _SKIP_LOCKED, _ANYWHERE + _SKIP_LOCKED)),
 }
+# How far they are, and whether anything is prioritised at all: mostly nothing is, and then nobody looks there.
 _POSITION = text(
-    "SELECT num_answers + num_skips FROM progress WHERE annotator_id = :annotator AND project_id = :project"
+    "SELECT (SELECT num_answers + num_skips FROM progress WHERE annotator_id = :annotator "
+    "AND project_id = :project) AS num_done, EXISTS (SELECT 1 FROM tasks q WHERE q.project_id = :project "
+    "AND q.selection = 'priority' AND q.is_open) AS has_priority"
 )
 
 
@@ -71,7 +74,8 @@ def find_task(
 ) -> Found | None:
     """The next task for this person, None when nothing is left. `num_held`: how many they hold now."""
     who = {"annotator": annotator_id, "project": project}
-    position = (connection.execute(_POSITION, who).scalar() or 0) + num_held
+    so_far = connection.execute(_POSITION, who).one()
+    position = (so_far.num_done or 0) + num_held
     chance = draw(annotator_id, project, position, "what")
     if chance < settings.gold_rate:
         gold = next_gold(connection, annotator_id, project, position)
@@ -81,8 +85,11 @@ def find_task(
         again = next_repeat(connection, annotator_id, project, position, repeat_after=settings.repeat_after)
         if again is not None:
             return Found(again, "repeat")
-    uniform_first = draw(annotator_id, project, position, "queue") < settings.uniform_share
-    for selection in ("uniform", "priority") if uniform_first else ("priority", "uniform"):
+    queues = ["uniform"]
+    if so_far.has_priority:
+        uniform_first = draw(annotator_id, project, position, "queue") < settings.uniform_share
+        queues.insert(1 if uniform_first else 0, "priority")
+    for selection in queues:
         found = _in_queue(connection, {**who, "selection": selection})
         if found is not None:
             return Found(found, "rate")

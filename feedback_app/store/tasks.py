@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Column, Connection, Table, func, insert, select, update
 
+from feedback_app.store.checks import check_attributes, check_words
 from feedback_app.store.engine import Store
 from feedback_app.store.leases import TaskView, heartbeat, lease_next, release, skip
 from feedback_app.store.schema import completions as completions_table
@@ -21,6 +22,7 @@ from feedback_app.store.schema import prompts as prompts_table
 from feedback_app.store.schema import tasks as tasks_table
 from rlhf.core.errors import DataError, StoreError
 from rlhf.core.records import Completion, Prompt, TaskKind, content_id
+from rlhf.core.validation import nearest
 
 __all__ = [
     "TaskView",
@@ -37,6 +39,8 @@ __all__ = [
 
 CHUNK = 500
 MAX_SORT_KEY = 2**31
+MAX_OVERLAP = 1000
+MAX_WORK_LENGTH = 2_000_000
 NUM_COMPLETIONS = {
     "pairwise": (2, 2),
     "ranking": (3, 9),
@@ -86,7 +90,13 @@ def set_rubric(
     attributes: Sequence[dict[str, Any]] = (),
     created_by: str | None = None,
 ) -> int:
-    """Add a new version of the project's rubric and return its number; old answers keep their version."""
+    """Add a new version of the project's rubric and return its number; old answers keep their version.
+
+    attributes: what scores tasks ask for, each {"name", "definition", "anchors": {"1": ..., "5": ...}}; only
+    the name is needed. Raises StoreError for an unknown project, DataError for attributes that cannot be
+    asked for.
+    """
+    checked = check_attributes(attributes)
 
     def unit(connection: Connection) -> int:
         found = connection.execute(
@@ -94,13 +104,18 @@ def set_rubric(
         ).first()
         if found is None:
             raise StoreError(f"there is no project '{project}'")
-        return _add_rubric(connection, project, title, text, list(attributes), created_by)
+        return _add_rubric(connection, project, title, text, checked, created_by)
 
     return store.run(unit)
 
 
 def add_prompts(store: Store, prompts: Iterable[Prompt]) -> int:
-    """Add prompts and return how many were new."""
+    """Add prompts and return how many were new. Text that a database cannot hold -> DataError."""
+    prompts = list(prompts)
+    for p in prompts:
+        for message in p.messages:
+            check_words(f"message of prompt {p.prompt_id}", message.content, limit=MAX_WORK_LENGTH)
+        check_words(f"context of prompt {p.prompt_id}", p.context or "", limit=MAX_WORK_LENGTH)
     rows = [
         {
             "prompt_id": p.prompt_id,
@@ -116,7 +131,13 @@ def add_prompts(store: Store, prompts: Iterable[Prompt]) -> int:
 
 
 def add_completions(store: Store, completions: Iterable[Completion]) -> int:
-    """Add completions of known prompts and return how many were new. Unknown prompt -> DataError."""
+    """Add completions of known prompts and return how many were new.
+
+    Unknown prompt, or text that a database cannot hold -> DataError.
+    """
+    completions = list(completions)
+    for c in completions:
+        check_words(f"completion {c.completion_id}", c.text, limit=MAX_WORK_LENGTH)
     rows = [c.model_dump() for c in completions]
 
     def unit(connection: Connection) -> int:
@@ -146,8 +167,10 @@ def create_tasks(
     same task. The project is made on demand with the default rubric. Each task is given to `overlap`
     different annotators. Raises DataError for unknown ids and for a wrong number of completions.
     """
-    if overlap < 1:
-        raise DataError(f"overlap must be at least 1; found {overlap}")
+    if kind not in NUM_COMPLETIONS:
+        raise DataError(f"'{kind}' is not a kind of task{nearest(kind, NUM_COMPLETIONS)}")
+    if not 1 <= overlap <= MAX_OVERLAP:
+        raise DataError(f"overlap must be 1 to {MAX_OVERLAP}; found {overlap}")
     wanted = [(prompt_id, tuple(ids)) for prompt_id, ids in items]
     task_ids = [content_id("t", project, kind, prompt_id, sorted(ids)) for prompt_id, ids in wanted]
 
