@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import threading
 import time
 import unicodedata
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ MAX_FAILURES_PER_ADDRESS = 50
 MIN_PASSWORD, MAX_PASSWORD = 10, 1024
 
 _HASHER = PasswordHasher()
+# A hash takes 64 MB: many at once, from people who only guess, must not take the machine's memory.
+_HASHING = threading.BoundedSemaphore(4)
 # Verified when the name is unknown, so that the time taken does not tell which names exist.
 _DUMMY_HASH = _HASHER.hash(secrets.token_hex(16))
 
@@ -342,7 +345,8 @@ def _begin_attempt(connection: Connection, name: str, address: str) -> int:
 
 def _fits(hashed: str | None, password: str) -> bool:
     try:
-        return _HASHER.verify(hashed or _DUMMY_HASH, password[: MAX_PASSWORD + 1]) and hashed is not None
+        with _HASHING:
+            return _HASHER.verify(hashed or _DUMMY_HASH, password[: MAX_PASSWORD + 1]) and hashed is not None
     except (VerificationError, InvalidHashError):
         return False
 

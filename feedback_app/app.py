@@ -17,6 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -28,6 +29,7 @@ from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
 from feedback_app.security import PERSON, Gate
+from feedback_app.slow_clients import PatientProtocol
 from feedback_app.store.engine import Store, shown_url
 from rlhf.core.errors import BusyError, DataError, RlhfError
 from rlhf.core.run import Launch
@@ -63,6 +65,19 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         status = 422 if isinstance(error, DataError) else 503 if isinstance(error, BusyError) else 409
         return JSONResponse({"detail": str(error)}, status)
 
+    @app.exception_handler(RequestValidationError)
+    def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+        """What is wrong and where. Not what was sent: that may be a password, or text that no JSON can hold."""
+        faults = [
+            {
+                "loc": [_printable(part) for part in fault["loc"]],
+                "msg": _printable(fault["msg"]),
+                "type": fault["type"],
+            }
+            for fault in error.errors()
+        ]
+        return JSONResponse({"detail": faults}, 422)
+
     gr.mount_gradio_app(app, desk_blocks(), path=DESK, auth_dependency=_signed_in, **mount_options())
     app.add_middleware(
         Gate,
@@ -70,7 +85,6 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         hosts=(settings.host, *settings.public_hosts),
         listens_everywhere=settings.host in ("0.0.0.0", "::"),
         secure=settings.secure_cookies,
-        gradio_path=DESK,
     )
     app.add_middleware(Watch, monitoring=monitoring, gradio_path=DESK)  # outermost: it sees refusals too
     return app
@@ -92,6 +106,8 @@ def run(settings: AppConfig, launch: Launch) -> None:
         sys.stdout.flush()
         config = uvicorn.Config(
             build_app(store, settings),
+            http=PatientProtocol,
+            ws="none",
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=10,
@@ -99,6 +115,10 @@ def run(settings: AppConfig, launch: Launch) -> None:
             proxy_headers=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _printable(part: str | int) -> str | int:
+    return part.encode("utf-8", "replace").decode() if isinstance(part, str) else part
 
 
 def _signed_in(request: Request) -> str | None:

@@ -1,15 +1,18 @@
-"""The gate in front of everything: host, origin, body size, session, response headers.
+"""The gate in front of everything: host, origin, body size, session, Gradio's routes, response headers.
 
 Gradio reflects any Origin with credentials and executes a foreign POST on a host that is not localhost
 (measured), so the checks sit outside of it, on every request. A browser always names its Origin on a POST; a
 request without one comes from a program, which holds no cookie it was not given.
+
+Our Gradio pages are one HTML component each, which talks to /api/v1. Of Gradio's own routes (uploads, files of
+the server, a proxy, event queues, ...) only those that deliver such a page exist behind the gate.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -33,6 +36,10 @@ TOKEN_PATHS = ("/api/v1/", "/metrics")
 SESSION_ONLY_PATHS = ("/api/v1/desk", "/api/v1/lead")
 PUBLIC_PATHS = ("/login", "/welcome/", "/healthz", "/static/", "/favicon.ico")
 METRICS = "/metrics"
+GRADIO_PATHS = ("/desk", "/lead")
+GRADIO_PAGES = frozenset({"", "/", "/config", "/theme.css"})
+GRADIO_FILES = ("/static/", "/assets/")
+BODY_S = 20.0
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 # Gradio needs inline and evaluated scripts; nothing may come from or go to another origin.
@@ -61,11 +68,11 @@ class Gate:
         hosts: Iterable[str] = (),
         listens_everywhere: bool = False,
         secure: bool = False,
-        gradio_path: str = "/desk",
     ) -> None:
         self.app, self.store = app, store
         self.hosts = LOOPBACK_NAMES | {_name_of(host) for host in hosts}
-        self.listens_everywhere, self.secure, self.gradio_path = listens_everywhere, secure, gradio_path
+        self.listens_everywhere, self.secure = listens_everywhere, secure
+        self.cookie = cookie_name(secure)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +95,16 @@ class Gate:
             if scope[PERSON] is None and path != METRICS:  # which looks at the address itself
                 await self._ask_to_log_in(scope, headers)(scope, receive, answer)
                 return
-        await self.app(scope, _capped(receive, _max_body(path)), answer)
+        if not _is_served(scope):
+            await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, answer)
+            return
+        body = _Body(receive, _max_body(path))
+        try:
+            await self.app(scope, body.receive, body.judged(answer))
+        except Exception:
+            # Starlette would answer without our headers; after this it only writes the fault to the log.
+            await body.fail(scope, answer)
+            raise
 
     async def _recognise(self, scope: Scope, headers: Headers) -> None:
         """Who is asking: by a token where tokens count, else by the cookie, never by both."""
@@ -100,7 +116,7 @@ class Gate:
                 scope[BEARER] = await run_in_threadpool(bearer_of, self.store, token.strip())
             scope[PERSON] = scope[BEARER].person if scope[BEARER] is not None else None
             return
-        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+        cookie = cookie_parser(headers.get("cookie", "")).get(self.cookie)
         scope[PERSON] = await run_in_threadpool(who_is, self.store, cookie)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
@@ -108,7 +124,7 @@ class Gate:
         if not self._is_known(host):
             return 421, "this host name is not served here; see --public-hosts"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not self._is_ours(origin, host):
             return 403, "requests from other sites are refused"
         if origin is None and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             safe = scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
@@ -119,6 +135,13 @@ class Gate:
         if not (length.isdecimal() and len(length) <= 12) or int(length) > max_bytes:
             return 413, f"a request may have at most {max_bytes} bytes"
         return None
+
+    def _is_ours(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.netloc == host and parts.scheme in (("https",) if self.secure else ("http", "https"))
 
     def _is_known(self, host: str) -> bool:
         """Names must be ours (a rebound DNS name is not); a bare address cannot be rebound."""
@@ -140,7 +163,9 @@ class Gate:
         return JSONResponse({"detail": "log in first"}, 401)
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
-        is_gradio = scope["path"].startswith(self.gradio_path)
+        path = scope["path"]
+        is_gradio = _gradio_part(path) is not None
+        keeps = path.startswith("/static/") or (_gradio_part(path) or "").startswith(GRADIO_FILES)
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -155,7 +180,9 @@ class Gate:
                 headers["cross-origin-opener-policy"] = "same-origin"
                 headers["cross-origin-resource-policy"] = "same-origin"
                 headers["permissions-policy"] = "camera=(), microphone=(), geolocation=()"
-                if "/assets/" not in scope["path"] and not scope["path"].startswith("/static/"):
+                # Chromium looks up the hosts of all links of a page, which tells them that it was opened.
+                headers["x-dns-prefetch-control"] = "off"
+                if not keeps:
                     headers["cache-control"] = "no-store"
                 if self.secure:
                     headers["strict-transport-security"] = "max-age=31536000"
@@ -164,29 +191,84 @@ class Gate:
         return answer
 
 
+def cookie_name(secure: bool) -> str:
+    """Behind TLS the name itself forbids that a neighbouring host sets the cookie (and so chooses the session)."""
+    return f"__Host-{COOKIE}" if secure else COOKIE
+
+
 def _name_of(host: str) -> str:
     """The host without its port, lower case; brackets of an IPv6 address are removed."""
     try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
+        parts = urlsplit(f"//{host}")
+        return (parts.hostname or "").lower() if parts.netloc == host and "@" not in host else ""
     except ValueError:
         return ""
+
+
+def _gradio_part(path: str) -> str | None:
+    """What follows the mount of a Gradio page, None elsewhere."""
+    for mount in GRADIO_PATHS:
+        if path == mount or path.startswith(f"{mount}/"):
+            return path[len(mount) :]
+    return None
+
+
+def _is_served(scope: Scope) -> bool:
+    part = _gradio_part(scope["path"])
+    if part is None:
+        return True
+    return scope["method"] in ("GET", "HEAD") and (part in GRADIO_PAGES or part.startswith(GRADIO_FILES))
 
 
 def _max_body(path: str) -> int:
     return MAX_UPLOAD_BYTES if path == UPLOADS else MAX_BODY_BYTES
 
 
-def _capped(receive: Receive, max_bytes: int) -> Receive:
-    """A body that does not say its length is cut off at the same limit."""
-    total = 0
+class _Body:
+    """A request's body with a limit on its bytes (it may not say how many come) and on the pauses within it."""
 
-    async def capped() -> Any:
-        nonlocal total
-        message = await receive()
-        if message["type"] == "http.request":
-            total += len(message.get("body", b""))
-            if total > max_bytes:
-                return {"type": "http.disconnect"}
-        return message
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self._receive, self.max_bytes = receive, max_bytes
+        self.num_bytes, self.has_ended, self.has_begun_reply = 0, False, False
+        self.refusal: tuple[int, str] | None = None
 
-    return capped
+    async def receive(self) -> Message:
+        """The next piece; a disconnect once a limit is passed."""
+        if self.has_ended:  # what comes now is the end of the connection, which may take as long as the reply
+            return await self._receive()
+        try:
+            async with asyncio.timeout(BODY_S):
+                message = await self._receive()
+        except TimeoutError:
+            self.refusal = 408, f"nothing of the request came for {BODY_S:g} s"
+        else:
+            self.num_bytes += len(message.get("body", b""))
+            self.has_ended = not message.get("more_body", False)
+            if self.num_bytes <= self.max_bytes:
+                return message
+            self.refusal = 413, f"a request may have at most {self.max_bytes} bytes"
+        self.has_ended = True
+        return {"type": "http.disconnect"}
+
+    def judged(self, send: Send) -> Send:
+        """`send` that replaces whatever a handler makes of a broken-off body by the reason."""
+        is_replaced = False
+
+        async def judged(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start":
+                self.has_begun_reply = True
+                if self.refusal is not None:
+                    is_replaced = True
+                    status, detail = self.refusal
+                    await PlainTextResponse(detail, status)({"type": "http"}, self._receive, send)
+            if not is_replaced:
+                await send(message)
+
+        return judged
+
+    async def fail(self, scope: Scope, send: Send) -> None:
+        """The answer to a request whose handler failed."""
+        if not self.has_begun_reply:
+            status, detail = self.refusal or (500, "the server failed at this request; its log says why")
+            await JSONResponse({"detail": detail}, status)(scope, self._receive, send)

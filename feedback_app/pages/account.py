@@ -11,7 +11,8 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from feedback_app.accounts import MIN_PASSWORD, SESSION_S, Throttled, link_owner, log_in, log_out, use_link
-from feedback_app.security import COOKIE
+from feedback_app.addresses import client_address
+from feedback_app.security import cookie_name
 from feedback_app.store.engine import Store
 from rlhf.core.errors import RlhfError
 
@@ -22,6 +23,7 @@ WRONG = "Name and password do not fit together."
 def account_router(store: Store, *, secure: bool, trusted_proxy: bool) -> APIRouter:
     """/login, /logout and /welcome/TOKEN."""
     router = APIRouter(include_in_schema=False)
+    cookie = cookie_name(secure)
 
     @router.get("/login")
     def login_page(next: str = "/desk/") -> Response:
@@ -43,17 +45,18 @@ def account_router(store: Store, *, secure: bool, trusted_proxy: bool) -> APIRou
             return _page("Log in", _login_form(name, next, text[0].upper() + text[1:] + "."), 429)
         if token is None:
             return _page("Log in", _login_form(name, next, WRONG), 401)
+        log_out(store, request.cookies.get(cookie))  # a session that was there before ends with the new one
         response = RedirectResponse(_local(next), 303)
         response.set_cookie(
-            COOKIE, token, max_age=int(SESSION_S), httponly=True, samesite="lax", secure=secure, path="/"
+            cookie, token, max_age=int(SESSION_S), httponly=True, samesite="lax", secure=secure, path="/"
         )
         return response
 
     @router.post("/logout")
     def logout(request: Request) -> Response:
-        log_out(store, request.cookies.get(COOKIE))
+        log_out(store, request.cookies.get(cookie))
         response = RedirectResponse("/login", 303)
-        response.delete_cookie(COOKIE, httponly=True, samesite="lax", secure=secure, path="/")
+        response.delete_cookie(cookie, httponly=True, samesite="lax", secure=secure, path="/")
         return response
 
     @router.get("/welcome/{token}")
@@ -82,15 +85,6 @@ def account_router(store: Store, *, secure: bool, trusted_proxy: bool) -> APIRou
         return _page("Log in", _login_form(name, "/desk/", notice="Your password is set. Log in with it."))
 
     return router
-
-
-def client_address(request: Request, trusted_proxy: bool) -> str:
-    """The caller's address; behind a trusted proxy the last one that the proxy saw."""
-    if trusted_proxy:
-        forwarded = request.headers.get("x-forwarded-for", "").split(",")[-1].strip()
-        if forwarded:
-            return forwarded[:64]
-    return request.client.host if request.client else ""
 
 
 def _local(path: str) -> str:
