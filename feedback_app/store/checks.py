@@ -91,7 +91,7 @@ def check_fits(
     imported: bool,
 ) -> None:
     """Refuse an answer of another kind or about other completions, scores that leave something out, and flags
-    that the project does not offer. Imported scores may name attributes that a rubric without any lacks.
+    that the project does not offer. Imported scores may name any attributes and leave some completions out.
     """
     task_id = judgement.task_id
     if kind != judgement.kind:
@@ -114,19 +114,25 @@ def check_fits(
 
 def _check_scores(judgement: Judgement, attributes: list[str], imported: bool) -> None:
     scores = judgement.scores or {}
-    if not attributes and not (imported and scores):
+    known = set(judgement.completion_ids)
+    if imported:
+        if not scores or not all(scores.values()):
+            raise DataError(
+                f"scores of task '{judgement.task_id}' leave an attribute without any; found {scores}"
+            )
+    elif not attributes:
         raise DataError(
             "the project's rubric names no attributes to score; add a rubric version that has some"
         )
-    if attributes and set(scores) != set(attributes):
+    elif set(scores) != set(attributes):
         raise DataError(
             f"scores must name {', '.join(attributes)}; found {', '.join(sorted(scores)) or 'none'}"
         )
     for attribute, by_completion in scores.items():
-        if set(by_completion) != set(judgement.completion_ids):
+        if not (set(by_completion) <= known if imported else set(by_completion) == known):
             raise DataError(
                 f"'{attribute}' must score every completion of the task once; "
-                f"found {len(by_completion)} scores for {len(judgement.completion_ids)} completions"
+                f"found {len(by_completion)} scores for {len(known)} completions"
             )
         for score in by_completion.values():
             if score not in SCORES:

@@ -26,8 +26,8 @@ _ENCODER = JSONEncoder(ensure_ascii=False, allow_nan=False)
 _ANSWERS = (
     "SELECT a.annotation_id, a.task_id, a.annotator_id, a.kind, a.purpose, a.preference, a.strength, "
     "a.ranking, a.scores, a.thumb, a.demonstration, a.simulated, a.rubric_id, t.prompt_id "
-    "FROM current_annotations a JOIN tasks t ON t.task_id = a.task_id "
-    "WHERE {plus}a.project_id = :project AND NOT a.surplus AND a.purpose IN ('rate', 'adjudicate') "
+    "FROM final_annotations a JOIN tasks t ON t.task_id = a.task_id "
+    "WHERE {plus}a.project_id = :project AND NOT a.surplus "
     "ORDER BY a.annotation_id"
 )
 # A thousand ids as one parameter: a list of a thousand parameters takes longer to write than to look up.
@@ -44,14 +44,15 @@ _COMPLETIONS = (
     "CROSS JOIN completions c WHERE tc.task_id = w.id AND c.completion_id = tc.completion_id "
     "ORDER BY tc.task_id, tc.position"
 )
-_OVERRULING = text(
-    "SELECT task_id FROM current_annotations WHERE project_id = :project AND purpose = 'adjudicate'"
-)
 _LEFT_OUT = text(
     "SELECT CASE WHEN EXISTS (SELECT 1 FROM tombstones d WHERE d.annotation_id = a.annotation_id) THEN 'erased' "
     "WHEN EXISTS (SELECT 1 FROM annotations n WHERE n.supersedes = a.annotation_id) THEN 'corrected' "
     "WHEN a.purpose NOT IN ('rate', 'adjudicate') THEN a.purpose "
-    "WHEN a.surplus THEN 'surplus' ELSE 'exported' END AS why, count(*) AS num "
+    "WHEN a.surplus THEN 'surplus' "
+    "WHEN EXISTS (SELECT 1 FROM annotations o WHERE o.task_id = a.task_id AND o.purpose = 'adjudicate' "
+    "AND NOT EXISTS (SELECT 1 FROM tombstones d WHERE d.annotation_id = o.annotation_id) "
+    "AND (a.purpose = 'rate' OR (o.created_at, o.annotation_id) > (a.created_at, a.annotation_id))) "
+    "THEN 'overruled' ELSE 'exported' END AS why, count(*) AS num "
     "FROM annotations a WHERE a.project_id = :project GROUP BY 1"
 )
 
@@ -75,7 +76,10 @@ class Answer:
 
 
 def answers(connection: Connection, project: str) -> Iterator[Answer]:
-    """The current, accepted answers of a project in the order of their ids; gold and repeats are not in it."""
+    """The final, accepted answers of a project in the order of their ids.
+
+    Gold and repeats are not in it, and where a lead decided a task, their newest decision is alone.
+    """
     plus = "+" if connection.dialect.name == "sqlite" else ""
     query = text(_ANSWERS.format(plus=plus))
     result = connection.execution_options(yield_per=BATCH).execute(query, {"project": project})
@@ -86,13 +90,8 @@ def answers(connection: Connection, project: str) -> Iterator[Answer]:
             yield Answer(row, asks[row.prompt_id], shown.get(row.task_id, {}))
 
 
-def overruled_tasks(connection: Connection, project: str) -> set[str]:
-    """Tasks that a lead decided: that decision stands for all other answers to them."""
-    return set(connection.execute(_OVERRULING, {"project": project}).scalars())
-
-
 def left_out(connection: Connection, project: str) -> dict[str, int]:
-    """How many answers are not exported, by reason: corrected, erased, surplus, gold, repeat."""
+    """How many answers are not exported, by reason: corrected, erased, surplus, gold, repeat, overruled."""
     counts = {row.why: int(row.num) for row in connection.execute(_LEFT_OUT, {"project": project})}
     counts.pop("exported", None)
     return counts

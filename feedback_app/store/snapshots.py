@@ -40,7 +40,6 @@ from feedback_app.store.snapshot_rows import (
     Answer,
     answers,
     left_out,
-    overruled_tasks,
     preference_lines,
     ranking_line,
     scores_lines,
@@ -146,13 +145,9 @@ def export_snapshot(
 
 
 def _fill(connection: Connection, project: str, writer: _Writer) -> None:
-    overruled = overruled_tasks(connection, project)
     writer.left_out = left_out(connection, project)
     for answer in answers(connection, project):
-        if answer.row.purpose != "adjudicate" and answer.row.task_id in overruled:
-            writer.left_out["overruled"] = writer.left_out.get("overruled", 0) + 1
-        else:
-            writer.add(answer)
+        writer.add(answer)
     writer.rubric_versions = _rubric_versions(connection, writer.rubric_ids)
 
 
