@@ -7,6 +7,7 @@ of `security` in front of all of it. One process serves one store; a second proc
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -36,6 +37,12 @@ from rlhf.core.run import Launch
 
 DESK = "/desk"
 STATIC = Path(__file__).parent / "pages" / "static"
+# Longer than the pauses of a rater who reads, and than what proxies keep their side open for.
+KEEP_ALIVE_S = 75
+# Over it a new request is answered with 503; a browser opens up to 6 connections.
+MAX_CONNECTIONS = 4000
+# What SIGTERM waits for: requests in flight. The slowest are bounded by the store's own 10 s.
+STOP_S = 20
 
 
 def build_app(store: Store, settings: AppConfig) -> FastAPI:
@@ -92,6 +99,7 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
 
 def run(settings: AppConfig, launch: Launch) -> None:
     """Serve until stopped; SIGINT and SIGTERM finish what is in flight first."""
+    _allow_connections()
     with Store.open(launch.db) as store:
         listener = _listen(settings.host, settings.port)
         port = listener.getsockname()[1]
@@ -110,7 +118,9 @@ def run(settings: AppConfig, launch: Launch) -> None:
             ws="none",
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=STOP_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            limit_concurrency=MAX_CONNECTIONS,
             server_header=False,
             proxy_headers=False,
         )
@@ -127,13 +137,23 @@ def _signed_in(request: Request) -> str | None:
     return person.annotator_id if isinstance(person, Person) else None
 
 
+def _allow_connections() -> None:
+    """As many open files as connections need, where the system lets us: its usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 256
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        listener.listen(256)
+        listener.listen(1024)
     except OSError as error:
         listener.close()
         raise BusyError(
