@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.dialect = engine.dialect.name
+        # SQLite's waiting is polling with sleeps of up to 100 ms: threads of one process queue here instead.
+        self._writer = threading.Lock() if self.dialect == "sqlite" else None
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:
@@ -65,8 +68,11 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One write transaction: committed at the end of the block, rolled back on any exception."""
-        with self.engine.connect().execution_options(rlhf_write=True) as connection:
+        """One write transaction: committed at the end of the block, rolled back on any exception.
+
+        Not to be nested: on SQLite the inner one would wait for the outer one and end with BusyError.
+        """
+        with self._turn(), self.engine.connect().execution_options(rlhf_write=True) as connection:
             try:
                 with connection.begin():
                     yield connection
@@ -76,6 +82,18 @@ class Store:
                         f"the feedback store stayed locked by another process for {BUSY_TIMEOUT_S:g} s"
                     ) from error
                 raise
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._writer is None:
+            yield
+            return
+        if not self._writer.acquire(timeout=BUSY_TIMEOUT_S):
+            raise BusyError(f"the feedback store was busy with other answers for {BUSY_TIMEOUT_S:g} s")
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -80,7 +80,11 @@ class Browser:
     ) -> tuple[int, dict[str, str], bytes]:
         lines = [f"{method} {path} HTTP/1.1", f"host: {self.host}:{self.port}", f"cookie: {self.cookie}"]
         if body is not None:
-            lines += [f"origin: {self.origin}", f"content-type: {content_type}", f"content-length: {len(body)}"]
+            lines += [
+                f"origin: {self.origin}",
+                f"content-type: {content_type}",
+                f"content-length: {len(body)}",
+            ]
         request = "\r\n".join([*lines, "", ""]).encode() + (body or b"")
         async with self._turn:
             if self._pair is not None and self._pair[0].at_eof():

@@ -14,7 +14,9 @@ class Verdicts:
         met = value <= bound
         if not met:
             self.missed.append(what)
-        print(f"  {what}: {value:.4g} {unit} (at most {bound:g}) {'' if met else 'MISSED'}".rstrip(), flush=True)
+        print(
+            f"  {what}: {value:.4g} {unit} (at most {bound:g}) {'' if met else 'MISSED'}".rstrip(), flush=True
+        )
 
     def note(self, text: str) -> None:
         print(f"  {text}", flush=True)

@@ -21,7 +21,21 @@ from served.world import PASSWORD, faults, make_people, make_tasks
 SPARE = 1.5
 OVERLAP = 2
 CHOICES = ("a", "b", "a", "b", "tie")
-REASON = "The second half is more to the point, and it names the deadline. ".split()
+REASON = [
+    "The",
+    "second",
+    "half",
+    "is",
+    "more",
+    "to",
+    "the",
+    "point,",
+    "and",
+    "it",
+    "names",
+    "the",
+    "deadline.",
+]
 LOGINS_AT_ONCE = 4
 
 
@@ -80,7 +94,9 @@ async def measure(
     url: str, verdicts: Verdicts, database: str, num_raters: int, rate: float, seconds: float
 ) -> None:
     """Fill a store, serve it, load it, and look at every answer afterwards."""
-    print(f"load on {database}: {num_raters} raters, {rate:g} answers a second for {seconds:.0f} s", flush=True)
+    print(
+        f"load on {database}: {num_raters} raters, {rate:g} answers a second for {seconds:.0f} s", flush=True
+    )
     with Store.open(url) as store:
         make_tasks(store, int(SPARE * (rate * seconds + 2 * num_raters) / OVERLAP), overlap=OVERLAP)
         people = make_people(store, num_raters)
@@ -103,7 +119,9 @@ async def measure(
     verdicts.at_most(f"{database}: faults in the store", len(found), 0)
     for fault in found:
         verdicts.note(fault)
-    verdicts.at_most(f"{database}: server's exit after SIGTERM other than 143", int(code not in (143, -15)), 0)
+    verdicts.at_most(
+        f"{database}: server's exit after SIGTERM other than 143", int(code not in (143, -15)), 0
+    )
 
 
 async def _enter(url: str, names: list[str], timings: Timings) -> list[Page]:
@@ -140,4 +158,6 @@ def _judge(
     verdicts.at_most(f"{database}: calls that failed", len(errors), 0)
     for error in errors[:3]:
         verdicts.note(error)
-    verdicts.at_most(f"{database}: answers a second below those asked", rate - num_answers / took, 0.05 * rate)
+    verdicts.at_most(
+        f"{database}: answers a second below those asked", rate - num_answers / took, 0.05 * rate
+    )

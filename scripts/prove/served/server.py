@@ -26,7 +26,12 @@ class Server:
     """A running server over `db_url`; `launcher` is what Python runs instead of the command line itself."""
 
     def __init__(
-        self, db_url: str, *, port: int = 0, launcher: tuple[str, ...] = LAUNCHER, options: tuple[str, ...] = ()
+        self,
+        db_url: str,
+        *,
+        port: int = 0,
+        launcher: tuple[str, ...] = LAUNCHER,
+        options: tuple[str, ...] = (),
     ) -> None:
         command = [sys.executable, *launcher, "app", "--port", str(port), "--db", db_url, *options]
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))

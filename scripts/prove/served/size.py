@@ -58,7 +58,9 @@ def measure(small_url: str, full_url: str, verdicts: Verdicts, database: str, nu
                 f"{call}: median {medians['new']:.2f} -> {medians['full']:.2f} ms, "
                 f"p95 {tails['new']:.2f} -> {tails['full']:.2f} ms"
             )
-            verdicts.at_most(f"{database}: {call} slower by", medians["full"] / medians["new"], MAX_SLOWER, "x")
+            verdicts.at_most(
+                f"{database}: {call} slower by", medians["full"] / medians["new"], MAX_SLOWER, "x"
+            )
     finally:
         for store in stores.values():
             store.close()
@@ -72,7 +74,9 @@ def _fill(store: Store, num_ratings: int) -> list[str]:
     if num_ratings:
         values = {"count": num_ratings, "overlap": OVERLAP, "project": PROJECT, "num_raters": NUM_RATERS}
         with store.write() as connection:
-            connection.execute(text("CREATE TEMPORARY TABLE people (i INTEGER PRIMARY KEY, annotator_id VARCHAR(64))"))
+            connection.execute(
+                text("CREATE TEMPORARY TABLE people (i INTEGER PRIMARY KEY, annotator_id VARCHAR(64))")
+            )
             rows = [{"i": i, "annotator_id": person} for i, person in enumerate(people)]
             connection.execute(text("INSERT INTO people VALUES (:i, :annotator_id)"), rows)
             for statement in (_LEASES, _ANSWERS):

@@ -83,7 +83,9 @@ def faults(store: Store, acknowledged: dict[str, str]) -> list[str]:
         )
         counts = {what: connection.execute(text(query)).scalar_one() for what, query in _WRONG.items()}
         broken = audit.first_broken(connection)
-        whole = store.dialect != "sqlite" or connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        whole = (
+            store.dialect != "sqlite" or connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        )
     found = [f"{count} {what}" for what, count in counts.items() if count]
     lost = [key for key, lease in acknowledged.items() if kept.get(key) != lease]
     if lost:
@@ -112,5 +114,3 @@ _WRONG = {
     "leases answered without an answer": "SELECT count(*) FROM leases l WHERE l.state = 'submitted' "
     "AND NOT EXISTS (SELECT 1 FROM annotations a WHERE a.lease_id = l.lease_id)",
 }
-
-
