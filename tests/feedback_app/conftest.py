@@ -19,11 +19,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
 from served.postgres import Missing, Postgres
+from sqlalchemy import text
 
-from feedback_app.accounts import create_annotator
+from feedback_app.accounts import create_annotator, log_in
+from feedback_app.security import COOKIE
 from feedback_app.store.engine import Store
-from feedback_app.store.tasks import add_completions, add_prompts, create_tasks
+from feedback_app.store.tasks import add_completions, add_prompts, create_tasks, ensure_project, set_rubric
 from rlhf.core.records import Completion, Prompt
+
+PASSWORD = "correct horse battery"
 
 TEMPLATE = "template_of_stores"
 _COUNTER = itertools.count(1)
@@ -164,3 +168,118 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield Server(lines[-1].split()[1].rstrip("/"), url, lines, process)
     process.terminate()
     assert process.wait(20) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
+
+class Watch:
+    """Everything on a page that must not happen: dialogs, script errors, requests to other origins."""
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.wrong: list[str] = []
+        page.on("dialog", lambda dialog: (self.wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("pageerror", lambda error: self.wrong.append(f"script error {error}"))
+        page.on(
+            "request",
+            lambda r: None if r.url.startswith((url, "data:", "blob:")) else self.wrong.append(r.url),
+        )
+
+
+@pytest.fixture(scope="module")
+def served_store(server: Server) -> Iterator[Store]:
+    """The store of the running server. Each test has a project of its own; the newest one is shown first."""
+    with Store.open(server.db_url) as opened:
+        yield opened
+
+
+class Desks:
+    """Opens the desk in browser windows; `close` fails if a page did what none may do."""
+
+    def __init__(self, chromium: Any, server: Server, store: Store) -> None:
+        self.chromium, self.server, self.store = chromium, server, store
+        self.contexts: list[Any] = []
+        self.watches: list[Watch] = []
+
+    def open(
+        self,
+        name: str,
+        project: str = "",
+        *,
+        width: int = 1280,
+        height: int = 900,
+        scheme: str = "light",
+        again: Any = None,
+    ) -> Any:
+        """The desk of somebody who is logged in; `again=page` is a second tab beside an open one."""
+        with self.store.read() as connection:
+            query = text("SELECT 1 FROM annotators WHERE name = :name")
+            known = connection.execute(query, {"name": name}).first()
+        if known is None:
+            create_annotator(self.store, name, password=PASSWORD)
+        if again is None:
+            viewport = {"width": width, "height": height}
+            context = self.chromium.new_context(viewport=viewport, color_scheme=scheme)
+            self.contexts.append(context)
+            token = log_in(self.store, name, PASSWORD, address="127.0.0.1")
+            context.add_cookies([{"name": COOKIE, "value": token, "url": self.server.url, "httpOnly": True}])
+        else:
+            context = again.context
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        self.watches.append(Watch(page, self.server.url))
+        page.goto(f"{self.server.url}/desk/#{project}")
+        page.wait_for_selector("#rating-desk:not([data-state=loading])")
+        return page
+
+    def close(self) -> None:
+        for context in self.contexts:
+            context.close()
+        assert [wrong for watch in self.watches for wrong in watch.wrong] == []
+
+
+@pytest.fixture
+def open_desk(chromium: Any, server: Server, served_store: Store) -> Iterator[Any]:
+    """`Desks.open`, for one test."""
+    desks = Desks(chromium, server, served_store)
+    yield desks.open
+    desks.close()
+
+
+@pytest.fixture(scope="module")
+def desks(chromium: Any, server: Server, served_store: Store) -> Iterator[Desks]:
+    """Windows that the tests of a module share."""
+    opened = Desks(chromium, server, served_store)
+    yield opened
+    opened.close()
+
+
+ATTRIBUTES = [
+    {"name": "helpfulness", "definition": "Does it help?", "anchors": {"1": "no", "5": "entirely"}},
+    {"name": "truth", "definition": "Is it true?", "anchors": {"1": "no", "5": "yes"}},
+]
+
+
+@pytest.fixture(scope="module")
+def fill_kind() -> Any:
+    """fill_kind(store, kind, num_tasks, texts, project=kind) adds tasks of any kind; every task has these texts."""
+
+    def _fill(
+        store: Store, kind: Any, num_tasks: int, texts: Any = (), *, project: str = "", overlap: int = 1
+    ) -> list[str]:
+        project = project or kind
+        ensure_project(store, project)
+        if kind == "scores":
+            set_rubric(store, project, "Score each answer by itself.", attributes=ATTRIBUTES)
+        items = []
+        for i in range(num_tasks):
+            prompt = Prompt.model_validate({"prompt": f"Question {i} of {project}?"})
+            made = [
+                Completion.model_validate(
+                    {"prompt_id": prompt.prompt_id, "text": words, "model_id": "secret-model-7b"}
+                )
+                for words in texts
+            ]
+            add_prompts(store, [prompt])
+            add_completions(store, made)
+            items.append((prompt.prompt_id, tuple(c.completion_id for c in made)))
+        return create_tasks(store, project=project, kind=kind, items=items, overlap=overlap)
+
+    return _fill

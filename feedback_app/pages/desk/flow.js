@@ -7,6 +7,7 @@ function show(task, { correcting = null, draft: kept = task && task.draft } = {}
   root.dataset.state = task ? "task" : "empty";
   root.dataset.choice = root.dataset.thumb = "";
   root.dataset.kind = task ? task.kind : "";
+  root.dataset.project = state.project || "";
   root.toggleAttribute("data-correcting", Boolean(correcting));
   $("rd-loading").hidden = true;
   $("rd-task").hidden = !task;

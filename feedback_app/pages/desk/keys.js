@@ -38,7 +38,7 @@ function leave(event, typing) {
 function use(key, event) {
   // Enter and Space on a button, a link or a summary press it; on a radio Enter saves.
   const control = event.target.closest("button:not([role=radio]), a, summary");
-  if (control && element.contains(control) && (key === "Enter" || key === " ")) return false;
+  if (control && control.offsetParent && element.contains(control) && (key === "Enter" || key === " ")) return false;
   if (key === "l") return focusHistory();
   if (key === "v") { if (!$("rd-view").hidden) switchView(); return true; }
   if (state.gold) { if (key === "Enter") state.gold(); return key === "Enter"; }
