@@ -1,7 +1,8 @@
 """`rlhf app`: the web server in front of the feedback store.
 
-One FastAPI application: the account pages, the desk's JSON door, the Gradio desk at /desk, /healthz, /metrics; the gate
-of `security` in front of all of it. One process serves one store; a second process may serve the same one.
+One FastAPI application: the account pages, the desk at /desk and the leads' pages at /lead (Gradio), each with
+its JSON door, /healthz, /metrics; the gate of `security` in front of all of it. One process serves one store; a
+second process may serve the same one.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ from feedback_app.accounts import Person, first_admin_link
 from feedback_app.api import desk_router
 from feedback_app.config import AppConfig
 from feedback_app.desk import Desk
+from feedback_app.lead.office import Office
+from feedback_app.lead_api import lead_router
 from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
+from feedback_app.pages.lead.page import lead_blocks, lead_mount_options, lead_only
 from feedback_app.security import PERSON, Gate
 from feedback_app.slow_clients import PatientProtocol
 from feedback_app.store.engine import Store, shown_url
 from rlhf.core.errors import BusyError, DataError, RlhfError
 from rlhf.core.run import Launch
 
-DESK = "/desk"
+DESK, LEAD = "/desk", "/lead"
 STATIC = Path(__file__).parent / "pages" / "static"
 # Longer than the pauses of a rater who reads, and than what proxies keep their side open for.
 KEEP_ALIVE_S = 75
@@ -53,6 +57,7 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         account_router(store, secure=settings.secure_cookies, trusted_proxy=settings.trusted_proxy)
     )
     app.include_router(desk_router(Desk(store, lease_s=settings.lease_s)))
+    app.include_router(lead_router(Office(store)))
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
     @app.get("/", include_in_schema=False)
@@ -86,6 +91,7 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         return JSONResponse({"detail": faults}, 422)
 
     gr.mount_gradio_app(app, desk_blocks(), path=DESK, auth_dependency=_signed_in, **mount_options())
+    gr.mount_gradio_app(app, lead_blocks(), path=LEAD, auth_dependency=lead_only, **lead_mount_options())
     app.add_middleware(
         Gate,
         store=store,
@@ -93,7 +99,8 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         listens_everywhere=settings.host in ("0.0.0.0", "::"),
         secure=settings.secure_cookies,
     )
-    app.add_middleware(Watch, monitoring=monitoring, gradio_path=DESK)  # outermost: it sees refusals too
+    # outermost: it sees refusals too
+    app.add_middleware(Watch, monitoring=monitoring, gradio_paths=(DESK, LEAD))
     return app
 
 

@@ -124,8 +124,8 @@ class Health:
 class Watch:
     """ASGI middleware, outermost: counts and times every request, refused ones too."""
 
-    def __init__(self, app: ASGIApp, *, monitoring: Monitoring, gradio_path: str) -> None:
-        self.app, self.monitoring, self.gradio_path = app, monitoring, gradio_path
+    def __init__(self, app: ASGIApp, *, monitoring: Monitoring, gradio_paths: tuple[str, ...]) -> None:
+        self.app, self.monitoring, self.gradio_paths = app, monitoring, gradio_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -143,15 +143,15 @@ class Watch:
             await self.app(scope, receive, watched)
         finally:
             method = scope["method"] if scope["method"] in METHODS else "other"
-            route = route_of(scope, self.gradio_path)
+            route = route_of(scope, self.gradio_paths)
             self.monitoring.requests.labels(method, route, str(status)).inc()
             self.monitoring.seconds.labels(method, route).observe(time.perf_counter() - began)
 
 
-def route_of(scope: Scope, gradio_path: str) -> str:
+def route_of(scope: Scope, gradio_paths: tuple[str, ...]) -> str:
     """The template that answered, such as /api/v1/projects/{project}; never what the client sent."""
     path = scope["path"]
-    for prefix in (gradio_path, "/static"):
+    for prefix in (*gradio_paths, "/static"):
         if path == prefix or path.startswith(prefix + "/"):
             return f"{prefix}/*"
     template = getattr(scope.get("route"), "path", None)

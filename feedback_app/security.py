@@ -33,6 +33,9 @@ MAX_UPLOAD_BYTES = 64 << 20
 UPLOADS = "/api/v1/imports"
 # Bearer tokens open these doors and no others: the desk and the dashboards are for people with a session.
 TOKEN_PATHS = ("/api/v1/", "/metrics")
+# A second lock in front of what checks the role itself.
+LEAD_PATHS = ("/lead", "/api/v1/lead")
+LEADS = ("lead", "admin")
 SESSION_ONLY_PATHS = ("/api/v1/desk", "/api/v1/lead")
 PUBLIC_PATHS = ("/login", "/welcome/", "/healthz", "/static/", "/favicon.ico")
 METRICS = "/metrics"
@@ -97,6 +100,11 @@ class Gate:
                 return
         if not _is_served(scope):
             await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, answer)
+            return
+        if path.startswith(LEAD_PATHS) and scope[PERSON].role not in LEADS:
+            await JSONResponse({"detail": "this is for leads and administrators"}, 403)(
+                scope, receive, answer
+            )
             return
         body = _Body(receive, _max_body(path))
         try:

@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from feedback_app.quality import bias, drift, reliability, win_rates
 from feedback_app.quality.agreement import TURNED_VERDICTS, alpha, label_counts, weighted_kappa
-from feedback_app.quality.consistency import gold_accuracy, self_agreement
+from feedback_app.quality.consistency import gold_accuracy, same_answer, self_agreement
 from feedback_app.quality.timing import timing
 
 # Krippendorff 2011, section C: four observers, twelve units, five values, some missing.
@@ -235,8 +235,20 @@ def test_too_fast_by_the_projects_limit_and_by_a_persons_habit():
 
 def test_consistency_by_hand():
     """3 of 4: Wilson's interval is 0.301 to 0.954."""
-    same = self_agreement([("first", "first"), ("tie", "tie"), ("second", "first"), (1, 1)])
-    assert same[:3] == pytest.approx((0.75, 0.3006, 0.9544), abs=1e-4)
-    assert gold_accuracy([True, True, True, False]) == same
+    found = self_agreement([True, True, True, False])
+    assert found[:3] == pytest.approx((0.75, 0.3006, 0.9544), abs=1e-4)
+    assert gold_accuracy(3, 4) == found
     assert self_agreement([]) is None
-    assert gold_accuracy([]) is None
+    assert gold_accuracy(0, 0) is None
+
+
+def test_the_same_answer_in_each_kind():
+    assert same_answer("pairwise", {"preference": "tie"}, {"preference": "tie"})
+    assert not same_answer("pairwise", {"preference": "first"}, {"preference": "second"})
+    assert same_answer("thumbs", {"thumb": "up"}, {"thumb": "up"})
+    assert same_answer("ranking", {"ranking": [["a", "b"], ["c"]]}, {"ranking": [["b", "a"], ["c"]]})
+    assert not same_answer("ranking", {"ranking": [["a"], ["b"]]}, {"ranking": [["b"], ["a"]]})
+    near, far = {"scores": {"help": {"c": 4, "d": 2}}}, {"scores": {"help": {"c": 2, "d": 2}}}
+    assert same_answer("scores", near, {"scores": {"help": {"c": 5, "d": 2}}})
+    assert not same_answer("scores", near, far)
+    assert not same_answer("scores", near, {"scores": {"tone": {"c": 4, "d": 2}}})

@@ -1,1 +1,0 @@
-"""What other programs' files look like, each turned into the same items."""
