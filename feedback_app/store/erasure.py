@@ -26,6 +26,7 @@ from feedback_app.store.schema import (
     drafts,
     login_attempts,
     one_time_links,
+    progress,
     project_members,
     sessions,
     skips,
@@ -167,6 +168,7 @@ def _erase(connection: Connection, name: str, requested_by: str, reason: str) ->
     num_texts += connection.execute(delete(drafts).where(drafts.c.annotator_id == person)).rowcount
     mine = update(skips).where(skips.c.annotator_id == person, skips.c.reason != "")
     num_texts += connection.execute(mine.values(reason="")).rowcount
+    connection.execute(delete(progress).where(progress.c.annotator_id == person))
     erasure = Erasure(
         annotator_id=person,
         num_answers=num_answers,

@@ -17,6 +17,8 @@ import pytest
 
 # The parts of the proofs lie beside the scripts, not in a package that is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
+# And what several test files share lies beside them.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from served.postgres import Missing, Postgres
 from sqlalchemy import text
@@ -52,10 +54,19 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty store in a file, to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("template") / "feedback.db"
+    Store.open(f"sqlite:///{path}").close()
+    return path
+
+
 @pytest.fixture
-def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a store of the test's own: a new file, or a copy of the template database."""
+def db_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_file: Path) -> Iterator[str]:
+    """The URL of a store of the test's own, a copy of an empty one."""
     if getattr(request, "param", "sqlite") == "sqlite":
+        shutil.copyfile(migrated_file, tmp_path / "feedback.db")
         yield f"sqlite:///{tmp_path}/feedback.db"
         return
     server: Postgres = request.getfixturevalue("postgres")
