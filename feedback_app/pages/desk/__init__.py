@@ -55,8 +55,8 @@ def mount_options() -> dict[str, Any]:
     """How the page is mounted: our style, system fonts, no history, no footer, no error details."""
     return {
         "theme": gr.themes.Base(font=list(SYSTEM_FONTS), font_mono=["ui-monospace", "monospace"]),
-        "css": _joined(STYLES),
-        "head": '<link rel="icon" href="/static/icon.svg" type="image/svg+xml">',
+        # Not through `css`: Gradio puts a prefix behind each comma, which mangles :is(a, b) and dark rules.
+        "head": f'<link rel="icon" href="/static/icon.svg" type="image/svg+xml"><style>{_joined(STYLES)}</style>',
         "footer_links": [],
         "run_history": False,
         "show_error": False,

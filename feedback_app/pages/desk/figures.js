@@ -35,8 +35,8 @@ function progress(p) {
   $("rd-count").textContent = `${number(mine)} rated · ${number(open)}${more ? "+" : ""} open`;
   const days = Math.max(state.desk.me.days, sitting ? 1 : 0);
   const figure = (value, label) => el("div", {}, el("dt", {}, label), el("dd", {}, value));
-  const span = (s) => s === null || s === undefined ? "–" : s < 100 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`;
+  const span = (s) => s === null || s === undefined ? "–" : s < 100 ? `${Math.round(s)}\u00a0s` : `${Math.round(s / 60)}\u00a0min`;
   $("rd-figures").replaceChildren(
     figure(number(days), days === 1 ? "day in a row" : "days in a row"), figure(number(sitting), "this sitting"),
-    figure(span(seconds), state.last === null ? "per task" : `per task, last ${span(state.last)}`));
+    figure(span(seconds), state.last === null ? "per task" : `per task · last ${span(state.last)}`));
 }
