@@ -41,8 +41,14 @@ class EvaluateConfig(Settings):
     judge: str | None = Field(
         None,
         description="reward run, or file.py:function of (prompts, completions) -> scores "
-        "or of (prompts, first, second) -> positive where the first is better",
+        "or of (prompts, first, second) -> positive where the first is better, "
+        "or 'people': blind pairs on the rating desk; run the command again for the answers so far",
     )
+    project: str | None = Field(
+        None,
+        description="with --judge people: project of the feedback store that gets the pairs; default a new one",
+    )
+    overlap: int = Field(1, ge=1, description="with --judge people: annotators per pair")
     sampling: SamplingSettings = Field(default_factory=SamplingSettings)
     max_prompts: int | None = Field(
         None, ge=1, description="take this many prompts from the start of the file"

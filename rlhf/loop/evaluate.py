@@ -2,7 +2,8 @@
 
 Both answer the same held-out prompts with the same random numbers. A judge compares the answers: a reward
 run or a function that scores each answer (the order cannot matter), or a function that compares two, which
-is asked in both orders. Ties count half. Intervals are bootstrapped over prompts.
+is asked in both orders, or people at the rating desk (see `people`). Ties count half. Intervals are
+bootstrapped over prompts.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from rlhf.core.files import write_json, write_jsonl
 from rlhf.core.inputs import find_adapter, find_path, required
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.metrics import progress
-from rlhf.core.records import Prompt
+from rlhf.core.records import Completion, Prompt
 from rlhf.core.run import Launch, Run, Workspace
 from rlhf.core.sampler import Request, Sampled, sample
 from rlhf.core.stats import Interval, bootstrap_mean, distinct_n
 from rlhf.core.stopping import StopRule
+from rlhf.loop import people
 from rlhf.loop.config import EvaluateConfig
 from rlhf.loop.models import Generator, ModelPool
+from rlhf.loop.sample import sampling_record
 from rlhf.ppo.completions import Completions
 from rlhf.ppo.kl import k1
 from rlhf.ppo.prompts import EncodedPrompt, load_prompts
@@ -63,13 +66,19 @@ class Answers:
 def run(config: EvaluateConfig, launch: Launch) -> None:
     """Write OUT/evaluation.json and OUT/pairs.jsonl, and print the verdict in one line."""
     candidate_text = required(config.candidate, "candidate", "a ppo run, adapter or model directory")
-    judge_text = required(config.judge, "judge", "a reward run or file.py:function")
+    judge_text = required(config.judge, "judge", "a reward run, file.py:function, or people")
+    by_people = judge_text == people.PEOPLE
     prompts_path = find_path(required(config.prompts, "prompts", "a JSONL of held-out prompts"), launch)
     out = launch.out or Workspace(launch.workspace).runs / "evaluate"
+    if by_people and people.has_asked(out) and not launch.force:
+        people.report(config, launch, out)
+        return
+    if by_people:
+        people.check_project(config, launch)
     pool = ModelPool(config.model, launch)
     candidate = pool.generator(candidate_text)
     baseline = _baseline(pool, candidate, config)
-    compare = _judge(pool, judge_text, config.micro_batch_tokens)
+    compare = None if by_people else _judge(pool, judge_text, config.micro_batch_tokens)
     # Read before the run begins: a bad prompt must not leave an unfinished run behind.
     prompts = _prompts(prompts_path, [candidate, baseline], config)
     parents = {"prompts": prompts_path} | {
@@ -77,10 +86,7 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
         for name, path in (
             ("candidate", candidate.path),
             ("baseline", baseline.path),
-            (
-                "judge",
-                content_of(judge_text) if is_callable_spec(judge_text) else find_adapter(judge_text, launch),
-            ),
+            ("judge", _judge_path(judge_text, launch)),
         )
         if path is not None
     }
@@ -91,11 +97,22 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
             print(f"evaluate: {out} is already finished")
             return
         answers = [answer(generator, prompts, config) for generator in (baseline, candidate)]
-        figures = compare_answers(prompts, answers[0], answers[1], compare, config, record.path)
-        figures |= divergence(prompts, candidate, baseline, answers[1], config)
+        figures: dict[str, Any] = dict(divergence(prompts, candidate, baseline, answers[1], config))
         figures |= {"judge": judge_text, "candidate": candidate.model_id, "baseline": baseline.model_id}
-        write_json(record.path / "evaluation.json", figures)
-        record.finish(figures)
+        if compare is None:
+            figures |= length_and_diversity(answers[0], answers[1])
+            sides = [
+                completions(generator, prompts, drawn, config)
+                for generator, drawn in zip((baseline, candidate), answers, strict=True)
+            ]
+            people.ask(record, prompts, sides[0], sides[1], figures, config, launch)
+        else:
+            figures |= compare_answers(prompts, answers[0], answers[1], compare, config, record.path)
+            write_json(record.path / "evaluation.json", figures)
+            record.finish(figures)
+    if by_people:
+        people.report(config, launch, out)
+        return
     print(f"evaluate: {summary(figures)}; details in {out}")
 
 
@@ -149,6 +166,32 @@ def _by_pair(
     forwards = np.sign(function(prompts, candidate, baseline))
     backwards = np.sign(function(prompts, baseline, candidate))
     return Verdicts((forwards - backwards + 2) / 4)
+
+
+def _judge_path(text: str, launch: Launch) -> Path | None:
+    """What the judge is made of, for the manifest; people leave no file."""
+    if text == people.PEOPLE:
+        return None
+    return content_of(text) if is_callable_spec(text) else find_adapter(text, launch)
+
+
+def completions(
+    generator: Generator, prompts: Sequence[Prompt], answers: Answers, config: EvaluateConfig
+) -> list[Completion]:
+    """The answers of one model as the store keeps them, with its identity and how they were drawn."""
+    return [
+        Completion.model_validate(
+            {
+                "prompt_id": prompt.prompt_id,
+                "text": text,
+                "model_id": generator.model_id,
+                "sampling": sampling_record(config.sampling, config.seed, request, sampled.finished),
+            }
+        )
+        for prompt, text, request, sampled in zip(
+            prompts, answers.texts, answers.requests, answers.drawn, strict=True
+        )
+    ]
 
 
 def _prompts(path: Path, generators: Sequence[Generator], config: EvaluateConfig) -> list[Prompt]:
@@ -218,10 +261,7 @@ def compare_answers(
             }
             for column, score in zip(columns, scores, strict=True):
                 column[f"score_{when}"] = float(score)
-    for when, answers in (("before", baseline), ("after", candidate)):
-        figures[f"length_{when}"] = float(np.mean([len(sampled.tokens) for sampled in answers.drawn]))
-        figures[f"finished_{when}"] = float(np.mean([sampled.finished for sampled in answers.drawn]))
-        figures[f"distinct_2_{when}"] = distinct_n(answers.texts, 2)
+    figures |= length_and_diversity(baseline, candidate)
     rows = [
         {"prompt_id": p.prompt_id, "prompt": p.text, "baseline": b, "candidate": c, "win": float(w), **column}
         for p, b, c, w, column in zip(
@@ -229,6 +269,16 @@ def compare_answers(
         )
     ]
     write_jsonl(folder / "pairs.jsonl", rows)
+    return figures
+
+
+def length_and_diversity(baseline: Answers, candidate: Answers) -> dict[str, Any]:
+    """What needs no judge: tokens per completion, share that ended by itself, distinct word pairs."""
+    figures: dict[str, Any] = {}
+    for when, answers in (("before", baseline), ("after", candidate)):
+        figures[f"length_{when}"] = float(np.mean([len(sampled.tokens) for sampled in answers.drawn]))
+        figures[f"finished_{when}"] = float(np.mean([sampled.finished for sampled in answers.drawn]))
+        figures[f"distinct_2_{when}"] = distinct_n(answers.texts, 2)
     return figures
 
 
