@@ -13,7 +13,6 @@ from rlhf.core.errors import StoreError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 STOP_S = 30.0
-LAUNCHER = ("-m", "rlhf.cli")
 
 
 def free_port() -> int:
@@ -23,17 +22,10 @@ def free_port() -> int:
 
 
 class Server:
-    """A running server over `db_url`; `launcher` is what Python runs instead of the command line itself."""
+    """A running server over `db_url`."""
 
-    def __init__(
-        self,
-        db_url: str,
-        *,
-        port: int = 0,
-        launcher: tuple[str, ...] = LAUNCHER,
-        options: tuple[str, ...] = (),
-    ) -> None:
-        command = [sys.executable, *launcher, "app", "--port", str(port), "--db", db_url, *options]
+    def __init__(self, db_url: str, *, port: int = 0, options: tuple[str, ...] = ()) -> None:
+        command = [sys.executable, "-m", "rlhf.cli", "app", "--port", str(port), "--db", db_url, *options]
         path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
