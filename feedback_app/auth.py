@@ -16,7 +16,9 @@ from feedback_app.accounts import (
     set_password,
 )
 from feedback_app.config import UsersConfig
+from feedback_app.sessions import Visit, end_sessions, list_sessions
 from feedback_app.store.engine import Store
+from feedback_app.store.erasure import erase_account, erase_ratings
 from feedback_app.tokens import Token, create_token, list_tokens, revoke_token, token_id_of
 from rlhf.core.errors import ConfigError
 from rlhf.core.run import Launch
@@ -25,7 +27,7 @@ __all__ = ["Role", "create_annotator", "run"]
 
 
 def run(settings: UsersConfig, launch: Launch) -> None:
-    """Add, disable, enable, list, or give somebody a new password link."""
+    """Do what `rlhf users ACTION` says."""
     with Store.open(launch.db) as store:
         if settings.action == "list":
             _print_accounts(list_accounts(store))
@@ -42,6 +44,17 @@ def run(settings: UsersConfig, launch: Launch) -> None:
                 set_password(store, account.annotator_id, password)
                 print(f"'{account.name}' has a new password and is logged out everywhere")
             _offer_link(store, settings, account.annotator_id)
+        elif settings.action == "sessions":
+            person = find_account(store, settings.name).annotator_id if settings.name.strip() else None
+            _print_sessions(list_sessions(store, person))
+        elif settings.action == "revoke":
+            account = find_account(store, settings.name)
+            num_ended = end_sessions(store, account.annotator_id)
+            print(
+                f"'{account.name}' is logged out everywhere ({num_ended} sessions); the password still works"
+            )
+        elif settings.action == "erase":
+            _erase(store, settings)
         elif settings.action == "token":
             _make_token(store, settings)
         elif settings.action == "tokens":
@@ -101,6 +114,37 @@ def _print_tokens(tokens: list[Token]) -> None:
 
 def _day(when: float | None, otherwise: str) -> str:
     return otherwise if when is None else time.strftime("%Y-%m-%d", time.localtime(when))
+
+
+def _erase(store: Store, settings: UsersConfig) -> None:
+    account = find_account(store, settings.name)
+    what = "the account and all its ratings and words" if settings.account else "all ratings and words"
+    if not settings.yes:
+        raise ConfigError(f"this erases {what} of '{account.name}' for good; give --yes to do it")
+    erase = erase_account if settings.account else erase_ratings
+    done = erase(store, account.name, requested_by="system", reason=settings.reason)
+    print(f"erased {what} of '{account.name}': {done.num_answers} answers, {done.num_texts} texts")
+    for held in done.snapshots:
+        print(
+            f"  snapshot {held.snapshot_id} of '{held.project}' holds {held.num_members} of them: {held.path}"
+        )
+    for learned in done.artifacts:
+        print(f"  {learned.stage} {learned.artifact_id} learned from such a snapshot: {learned.path}")
+    print("copies outside of the store (snapshots, runs, backups) are not touched")
+
+
+def _print_sessions(visits: list[Visit]) -> None:
+    if not visits:
+        print("nobody is logged in")
+        return
+    width = max(len(visit.name) for visit in visits)
+    for visit in visits:
+        since, seen, end = (
+            time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment))
+            for moment in (visit.created_at, visit.last_seen_at, visit.expires_at)
+        )
+        where = f"{visit.address}  {visit.user_agent[:60]}".rstrip()
+        print(f"{visit.name:<{width}}  since {since}, seen {seen}, ends {end} UTC  {where}")
 
 
 def _print_accounts(accounts: list[Account]) -> None:

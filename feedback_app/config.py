@@ -30,10 +30,14 @@ class AppConfig(Settings):
 
 
 class UsersConfig(Settings):
-    """People who rate: add, disable, enable, password (a one-time link), list; tokens for programs."""
+    """People who rate: add, disable, enable, password (a one-time link), list; sessions, revoke (log somebody out
+    everywhere), erase (their ratings); tokens for programs."""
 
     action: Positional[
-        Literal["add", "disable", "enable", "password", "list", "token", "tokens", "revoke-token"]
+        Literal[
+            *("add", "disable", "enable", "password", "list", "sessions", "revoke", "erase"),
+            *("token", "tokens", "revoke-token"),
+        ]
     ] = Field(description="what to do")
     name: Positional[str] = Field(
         "", description="the person's account name; for revoke-token, the token's id"
@@ -43,7 +47,9 @@ class UsersConfig(Settings):
     base_url: str = Field(
         "http://127.0.0.1:7860", description="where the app is reached, for the one-time link"
     )
-
+    reason: str = Field("", max_length=500, description="why ratings are erased; kept in the store")
+    account: bool = Field(False, description="erase: the account too, with its name; it cannot be used again")
+    yes: bool = Field(False, description="erase: really; an erasure cannot be undone")
     scopes: tuple[Literal["read", "write", "admin", "metrics"], ...] = Field(
         ("read",), description="what a new token may do, such as read,write"
     )
@@ -60,7 +66,7 @@ class UsersConfig(Settings):
 
     @model_validator(mode="after")
     def _needs_a_name(self) -> UsersConfig:
-        if self.action not in ("list", "tokens") and not self.name.strip():
+        if self.action not in ("list", "sessions", "tokens") and not self.name.strip():
             raise ValueError(f"'users {self.action}' needs a name; expected: rlhf users {self.action} NAME")
         return self
 
@@ -102,3 +108,13 @@ class ExportConfig(Settings):
     @property
     def fractions(self) -> tuple[float, float, float]:
         return (self.train, self.validation, max(0.0, 1 - self.train - self.validation))
+
+
+class BackupConfig(Settings):
+    """Copy the feedback store into a folder (--out), while servers go on; the copy is checked."""
+
+
+class RestoreConfig(Settings):
+    """Bring a backup back into an empty place, or (--force) set aside what is there."""
+
+    folder: Positional[Path] = Field(description="folder that `rlhf backup` wrote")

@@ -95,6 +95,18 @@ COMMANDS: dict[str, Command] = {
         "write the ratings as a snapshot split by prompt",
         launch=("out",),
     ),
+    "backup": Command(
+        "feedback_app.config:BackupConfig",
+        "feedback_app.operations:run_backup",
+        "copy the feedback store while it is in use",
+        launch=("out",),
+    ),
+    "restore": Command(
+        "feedback_app.config:RestoreConfig",
+        "feedback_app.operations:run_restore",
+        "bring a backup of the feedback store back",
+        launch=("force",),
+    ),
     "reward": Command(
         "reward.config:RewardConfig",
         "reward.train:run",

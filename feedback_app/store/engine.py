@@ -54,7 +54,7 @@ class Store:
         """
         parsed = parse_url(url)
         if parsed.get_backend_name() == "sqlite":
-            _prepare_sqlite_path(parsed, create)
+            check_sqlite_path(parsed, create)
         engine = _make_engine(parsed)
         try:
             migrate.ensure_current(engine)
@@ -171,7 +171,12 @@ def file_system_of(path: Path, mounts: str | None = None) -> str:
     return kind
 
 
-def _prepare_sqlite_path(url: URL, create: bool) -> None:
+def check_sqlite_path(url: URL, create: bool) -> Path:
+    """The file of a SQLite store, whose folder is there and on a disk of this machine.
+
+    Raises ConfigError for an in-memory database, StoreError for a missing file (unless `create`), a directory and
+    a network file system.
+    """
     path = sqlite_path(url)
     if path is None:
         raise ConfigError(
@@ -189,6 +194,7 @@ def _prepare_sqlite_path(url: URL, create: bool) -> None:
             f"{path} lies on a network file system ({kind}), where SQLite loses data; "
             "use a local disk or --db postgresql://..."
         )
+    return path
 
 
 def _make_engine(url: URL) -> Engine:
