@@ -63,7 +63,8 @@ class Mortal:
     """Such a server, forked from a process that has imported everything: it is there in a second, not in five."""
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["served.killable"])
+    # Not this module: a fork server ignores in silence what is not on its own path, and ours is the script's.
+    context.set_forkserver_preload(["feedback_app.app", "rlhf.cli"])
 
     def __init__(self, db_url: str, port: int, die_at: int = 0) -> None:
         self.url = f"http://localhost:{port}"
