@@ -35,8 +35,17 @@ class UsersConfig(Settings):
 
     action: Positional[
         Literal[
-            *("add", "disable", "enable", "password", "list", "sessions", "revoke", "erase"),
-            *("token", "tokens", "revoke-token"),
+            "add",
+            "disable",
+            "enable",
+            "password",
+            "list",
+            "sessions",
+            "revoke",
+            "erase",
+            "token",
+            "tokens",
+            "revoke-token",
         ]
     ] = Field(description="what to do")
     name: Positional[str] = Field(
