@@ -36,8 +36,7 @@ def lead_blocks() -> gr.Blocks:
 
 def lead_mount_options() -> dict[str, Any]:
     """As the desk is mounted, with the dashboards' own style behind the desk's."""
-    options = mount_options()
-    return {**options, "css": f"{options['css']}\n{_read('lead.css')}"}
+    return {**mount_options(), "css": _read("lead.css")}
 
 
 def lead_only(request: Request) -> str | None:
