@@ -115,9 +115,9 @@ _HOLDER = text("SELECT annotator_id, project_id, task_id, state FROM leases WHER
 _GOLD = text(
     "SELECT g.task_id, g.explanation, g.created_at, g.retired_at, t.kind, p.messages, n.name, "
     "(SELECT count(*) FROM annotations a WHERE a.task_id = g.task_id AND a.purpose = 'gold' "
-    " AND a.supersedes IS NULL) AS answers, "
+    " AND coalesce(a.supersedes, '') = '') AS answers, "
     "(SELECT count(*) FROM annotations a WHERE a.task_id = g.task_id AND a.purpose = 'gold' "
-    " AND a.supersedes IS NULL AND a.gold_correct) AS correct "
+    " AND coalesce(a.supersedes, '') = '' AND a.gold_correct) AS correct "
     "FROM gold_items g JOIN tasks t ON t.task_id = g.task_id JOIN prompts p ON p.prompt_id = t.prompt_id "
     "LEFT JOIN annotators n ON n.annotator_id = g.created_by "
     "WHERE t.project_id = :project ORDER BY g.retired_at IS NOT NULL, g.created_at DESC LIMIT 500"

@@ -16,7 +16,7 @@ MAX_LEASES = 500
 
 _RECENT = text(
     "SELECT created_at, annotator_id FROM annotations "
-    "WHERE project_id = :project AND created_at >= :since AND supersedes IS NULL AND origin <> 'import'"
+    "WHERE project_id = :project AND created_at >= :since AND coalesce(supersedes, '') = '' AND origin <> 'import'"
 )
 _QUEUE = text(
     "SELECT kind, selection, count(*) AS tasks, sum(CASE WHEN is_open THEN 1 ELSE 0 END) AS open_tasks, "

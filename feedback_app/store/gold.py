@@ -126,7 +126,8 @@ _TALLY = text(
     "SELECT a.annotator_id, count(*) AS num_answers, "
     "sum(CASE WHEN a.gold_correct THEN 1 ELSE 0 END) AS num_correct "
     "FROM annotations a WHERE a.project_id = :project AND a.purpose = 'gold' AND a.purpose <> 'rate' "
-    "AND a.supersedes IS NULL "
+    # coalesce: without it SQLite takes the index of `supersedes`, which holds NULL for nearly every answer.
+    "AND coalesce(a.supersedes, '') = '' "
     "AND NOT EXISTS (SELECT 1 FROM tombstones d WHERE d.annotation_id = a.annotation_id) "
     "GROUP BY a.annotator_id ORDER BY a.annotator_id"
 )

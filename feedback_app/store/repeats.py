@@ -64,8 +64,8 @@ _PAIRS = text(
     + " FROM latest_annotations again JOIN tasks t ON t.task_id = again.task_id "
     "JOIN latest_annotations first ON first.task_id = t.repeat_of "
     "AND first.annotator_id = again.annotator_id AND first.purpose = 'rate' "
-    "WHERE again.project_id = :project AND again.purpose = 'repeat' AND again.purpose <> 'rate' "
-    "ORDER BY again.created_at, again.annotation_id"
+    # Not sorted here: that would make SQLite walk all answers in their order instead of the few repeats.
+    "WHERE again.project_id = :project AND again.purpose = 'repeat' AND again.purpose <> 'rate'"
 ).columns(
     **{
         f"{side}_{name}": JSON
@@ -96,8 +96,8 @@ def next_repeat(
 
 
 def repeat_pairs(connection: Connection, project: str) -> list[RepeatPair]:
-    """Every repeat that was answered, beside what the same person says now about the original."""
-    return [
+    """Every repeat that was answered, in order, beside what the same person says now about the original."""
+    pairs = [
         RepeatPair(
             annotator_id=row.annotator_id,
             kind=row.kind,
@@ -109,6 +109,7 @@ def repeat_pairs(connection: Connection, project: str) -> list[RepeatPair]:
         )
         for row in connection.execute(_PAIRS, {"project": project})
     ]
+    return sorted(pairs, key=lambda pair: (pair.again_at, pair.annotator_id))
 
 
 def _make(connection: Connection, task_id: str, original: str, annotator_id: str) -> None:
