@@ -24,6 +24,7 @@ from feedback_app.accounts import (
     who_is,
 )
 from feedback_app.config import UsersConfig
+from feedback_app.sessions import list_sessions
 from feedback_app.store.schema import annotators, sessions
 from rlhf.core.errors import ConfigError, DataError, StoreError
 from rlhf.core.run import Launch
@@ -191,3 +192,44 @@ def test_the_users_command(tmp_path, db_url, capsys, monkeypatch):
         auth.run(UsersConfig(action="add", name="eve", password_stdin=True), launch)
     with pytest.raises(ValueError, match="needs a name"):
         UsersConfig(action="add")
+
+
+def test_sessions_are_seen_and_ended_from_the_command_line(store, maria, tmp_path, db_url, capsys):
+    launch = Launch(workspace=tmp_path, db=db_url)
+    create_annotator(store, "bob", password=PASSWORD)
+    mine, theirs = enter(store), enter(store, name="bob", address="10.0.0.9")
+    auth.run(UsersConfig(action="sessions"), launch)
+    shown = capsys.readouterr().out
+    assert "maria" in shown
+    assert "10.0.0.9" in shown
+    assert mine not in shown
+    auth.run(UsersConfig(action="revoke", name="maria"), launch)
+    assert "(1 sessions)" in capsys.readouterr().out
+    assert who_is(store, mine) is None
+    assert who_is(store, theirs) is not None
+    auth.run(UsersConfig(action="sessions", name="maria"), launch)
+    assert capsys.readouterr().out == "nobody is logged in\n"
+    assert enter(store) is not None  # the password still works
+
+
+def test_only_sessions_that_would_be_let_in_are_listed(store, maria):
+    enter(store)
+    now = time.time()
+    assert len(list_sessions(store)) == 1
+    assert list_sessions(store, now=now + 2 * 3600 + 5) == []
+    with store.write() as connection:
+        connection.execute(update(sessions).values(last_seen_at=now + 12 * 3600))
+    assert list_sessions(store, now=now + 12 * 3600 + 5) == []
+
+
+def test_erasing_from_the_command_line_asks_first(store, maria, tmp_path, db_url, capsys):
+    launch = Launch(workspace=tmp_path, db=db_url)
+    with pytest.raises(ConfigError, match="--yes"):
+        auth.run(UsersConfig(action="erase", name="maria"), launch)
+    auth.run(UsersConfig(action="erase", name="maria", yes=True, reason="asked by letter"), launch)
+    assert "erased all ratings and words of 'maria': 0 answers" in capsys.readouterr().out
+    assert enter(store) is not None
+    auth.run(UsersConfig(action="erase", name="maria", yes=True, account=True), launch)
+    assert enter(store) is None
+    with pytest.raises(StoreError, match="no account 'maria'"):
+        find_account(store, "maria")

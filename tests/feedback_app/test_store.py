@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from feedback_app.accounts import create_annotator, set_disabled
-from feedback_app.store import audit, migrate
+from feedback_app.store import audit, engine, migrate
 from feedback_app.store.annotations import Submission, answer, judgements, submit, submit_many
 from feedback_app.store.engine import Store, file_system_of, sqlite_path
 from feedback_app.store.leases import heartbeat, lease_next, release, skip
@@ -96,6 +96,13 @@ def test_network_file_systems_are_recognised(tmp_path):
     mounts = "/dev/sda1 / ext4 rw 0 0\nserver:/x /mnt/share nfs4 rw 0 0\n"
     assert file_system_of(sqlite_path("sqlite:////mnt/share/a/feedback.db"), mounts) == "nfs4"
     assert file_system_of(tmp_path, mounts) == "ext4"
+
+
+def test_a_network_file_system_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "file_system_of", lambda path: "nfs4")
+    with pytest.raises(StoreError, match=r"network file system \(nfs4\).*postgresql://"):
+        Store.open(f"sqlite:///{tmp_path}/feedback.db")
+    assert not (tmp_path / "feedback.db").exists()
 
 
 @pytest.mark.databases("sqlite")
