@@ -25,7 +25,7 @@ from served.client import Browser, Lost, Page, Refused
 from served.killable import Mortal
 from served.postgres import Postgres
 from served.server import free_port
-from served.world import PASSWORD, faults, make_people, make_tasks
+from served.world import faults, log_in_all, make_people, make_tasks
 
 from feedback_app.store.engine import Store
 
@@ -76,14 +76,9 @@ async def prove(db_url: str, kills: int, num_raters: int, seed: int) -> list[str
     choose, port = random.Random(seed), free_port()
     with Store.open(db_url) as store:
         make_tasks(store, TASKS_PER_KILL * kills, overlap=OVERLAP)
-        names = [name for _, name in make_people(store, num_raters)]
-    server = await asyncio.to_thread(Mortal, db_url, port)
-    raters = []
-    for number, name in enumerate(names):
-        browser = Browser(server.url)
-        await browser.log_in(name, PASSWORD)
-        raters.append(Rater(Page(browser), seed + number))
-    await asyncio.to_thread(server.stop)
+        cookies = log_in_all(store, make_people(store, num_raters))
+    url = f"http://localhost:{port}"
+    raters = [Rater(Page(Browser(url, cookie=cookie)), seed + i) for i, cookie in enumerate(cookies)]
     stop = asyncio.Event()
     work = asyncio.gather(*(rater.rate(stop) for rater in raters))
     after_commit = 0
@@ -98,7 +93,8 @@ async def prove(db_url: str, kills: int, num_raters: int, seed: int) -> list[str
             server.kill()
         if server.process.exitcode != -signal.SIGKILL or work.done():
             server.kill()
-            return [f"kill {number} failed: the server ended with {server.process.exitcode}"]
+            fault = work.exception() if work.done() else f"the server ended with {server.process.exitcode}"
+            return [f"kill {number} failed: {fault!r}"]
     server = await asyncio.to_thread(Mortal, db_url, port)
     await asyncio.sleep(1)
     stop.set()

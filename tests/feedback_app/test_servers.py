@@ -13,7 +13,7 @@ import pytest
 from served.client import PROJECT, Browser, Lost, Page
 from served.killable import Mortal
 from served.server import free_port
-from served.world import PASSWORD, faults, make_people, make_tasks
+from served.world import faults, log_in_all, make_people, make_tasks
 from sqlalchemy import text
 
 from feedback_app.store.engine import Store
@@ -36,10 +36,8 @@ def start(db_url: str) -> Iterator:
         server.kill()
 
 
-async def enter(url: str, name: str) -> Page:
-    browser = Browser(url)
-    await browser.log_in(name, PASSWORD)
-    page = Page(browser)
+async def enter(url: str, cookie: str) -> Page:
+    page = Page(Browser(url, cookie=cookie))
     await page.open()
     return page
 
@@ -55,15 +53,15 @@ async def rate_all(page: Page, acknowledged: dict[str, str]) -> None:
 
 def test_two_servers_share_a_store(store: Store, start) -> None:
     make_tasks(store, 25, overlap=2)
-    names = [name for _, name in make_people(store, 6)]
+    cookies = log_in_all(store, make_people(store, 6))
     urls = [start().url, start().url]
 
     async def work() -> dict[str, str]:
         acknowledged: dict[str, str] = {}
-        pages = await asyncio.gather(*(enter(urls[i % 2], name) for i, name in enumerate(names)))
+        pages = await asyncio.gather(*(enter(urls[i % 2], cookie) for i, cookie in enumerate(cookies)))
         await asyncio.gather(*(rate_all(page, acknowledged) for page in pages))
         elsewhere = Browser(urls[1], cookie=pages[0].browser.cookie)
-        assert (await elsewhere.get(""))["me"]["name"] == names[0]  # a session is good at both
+        assert (await elsewhere.get(""))["me"]["name"] == "rater 0"  # a session is good at both
         return acknowledged
 
     acknowledged = asyncio.run(work())
@@ -74,11 +72,11 @@ def test_two_servers_share_a_store(store: Store, start) -> None:
 def test_sigterm_finishes_the_answers_in_flight(store: Store, start) -> None:
     """Somebody else holds the store for a second; the answers that wait for it are still stored and acknowledged."""
     make_tasks(store, 10, overlap=1)
-    names = [name for _, name in make_people(store, 3)]
+    cookies = log_in_all(store, make_people(store, 3))
     server = start()
 
     async def work() -> dict[str, str]:
-        pages = [await enter(server.url, name) for name in names]
+        pages = [await enter(server.url, cookie) for cookie in cookies]
         bodies = [page.answer_body("b", "to the point", 1.0) for page in pages]
         with store.write() as connection:
             if store.dialect == "postgresql":
@@ -108,17 +106,17 @@ def test_an_answer_that_was_stored_and_not_acknowledged_is_found_again(
 ) -> None:
     """The server ends by SIGKILL between commit and reply; the page sends the answer again to the next one."""
     make_tasks(store, 3, overlap=1)
-    ((_, name),) = make_people(store, 1)
+    (cookie,) = log_in_all(store, make_people(store, 1))
     mortal = Mortal(db_url, free_port(), die_at=1)
 
-    async def first() -> tuple[dict, str]:
-        page = await enter(mortal.url, name)
+    async def first() -> dict:
+        page = await enter(mortal.url, cookie)
         body = page.answer_body("a", "", 1.0)
         with pytest.raises(Lost):
             await page.browser.post("/answer", body)
-        return body, page.browser.cookie
+        return body
 
-    body, cookie = asyncio.run(first())
+    body = asyncio.run(first())
     mortal.process.join(10)
     assert mortal.process.exitcode == -signal.SIGKILL
     reply = asyncio.run(Browser(start().url, cookie=cookie).post("/answer", body))

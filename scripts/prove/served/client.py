@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 PROJECT = "load"
 TIMEOUT_S = 60.0
@@ -51,15 +51,6 @@ class Browser:
         self._pair: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._turn = asyncio.Lock()
 
-    async def log_in(self, name: str, password: str) -> None:
-        form = urlencode({"name": name, "password": password}).encode()
-        status, headers, body = await self._exchange(
-            "POST", "/login", form, "application/x-www-form-urlencoded"
-        )
-        if status != 303:
-            raise Refused(status, body)
-        self.cookie = headers["set-cookie"].split(";")[0]
-
     async def get(self, path: str) -> Any:
         return await self._call("GET", path, None)
 
@@ -68,21 +59,19 @@ class Browser:
 
     async def _call(self, method: str, path: str, body: bytes | None) -> Any:
         started = time.perf_counter()
-        status, _, reply = await self._exchange(method, f"/api/v1/desk{path}", body, "application/json")
+        status, reply = await self._exchange(method, f"/api/v1/desk{path}", body)
         if status != 200:
             raise Refused(status, reply)
         if self.timings is not None:
             self.timings.seconds[path or "/"].append(time.perf_counter() - started)
         return json.loads(reply)
 
-    async def _exchange(
-        self, method: str, path: str, body: bytes | None, content_type: str
-    ) -> tuple[int, dict[str, str], bytes]:
+    async def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         lines = [f"{method} {path} HTTP/1.1", f"host: {self.host}:{self.port}", f"cookie: {self.cookie}"]
         if body is not None:
             lines += [
                 f"origin: {self.origin}",
-                f"content-type: {content_type}",
+                "content-type: application/json",
                 f"content-length: {len(body)}",
             ]
         request = "\r\n".join([*lines, "", ""]).encode() + (body or b"")
@@ -102,7 +91,7 @@ class Browser:
                 raise Lost(str(error)) from error
             if headers.get("connection") == "close":
                 self.close()
-            return int(head[0].split()[1]), headers, reply
+            return int(head[0].split()[1]), reply
 
     def close(self) -> None:
         if self._pair is not None:

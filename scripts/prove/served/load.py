@@ -16,7 +16,7 @@ from feedback_app.store.engine import Store
 from served.client import Browser, Page, Refused, Timings
 from served.figures import Verdicts
 from served.server import Server
-from served.world import PASSWORD, faults, make_people, make_tasks
+from served.world import faults, log_in_all, make_people, make_tasks
 
 SPARE = 1.5
 OVERLAP = 2
@@ -36,7 +36,6 @@ REASON = [
     "the",
     "deadline.",
 ]
-LOGINS_AT_ONCE = 4
 
 
 class Rater:
@@ -99,10 +98,12 @@ async def measure(
     )
     with Store.open(url) as store:
         make_tasks(store, int(SPARE * (rate * seconds + 2 * num_raters) / OVERLAP), overlap=OVERLAP)
-        people = make_people(store, num_raters)
+        cookies = log_in_all(store, make_people(store, num_raters))
     server, timings = Server(url), Timings()
     try:
-        pages = await _enter(server.url, [name for _, name in people], timings)
+        pages = [Page(Browser(server.url, timings, cookie)) for cookie in cookies]
+        for page in pages:
+            await page.open()
         timings.seconds.clear()
         raters = [Rater(page, num_raters / rate, seed) for seed, page in enumerate(pages)]
         gc.collect()
@@ -122,21 +123,6 @@ async def measure(
     verdicts.at_most(
         f"{database}: server's exit after SIGTERM other than 143", int(code not in (143, -15)), 0
     )
-
-
-async def _enter(url: str, names: list[str], timings: Timings) -> list[Page]:
-    """Everybody logs in and opens the page."""
-    few = asyncio.Semaphore(LOGINS_AT_ONCE)
-
-    async def enter(name: str) -> Page:
-        browser = Browser(url, timings)
-        async with few:
-            await browser.log_in(name, PASSWORD)
-            page = Page(browser)
-            await page.open()
-        return page
-
-    return list(await asyncio.gather(*map(enter, names)))
 
 
 def _judge(

@@ -68,7 +68,7 @@ def measure(small_url: str, full_url: str, verdicts: Verdicts, database: str, nu
 
 def _fill(store: Store, num_ratings: int) -> list[str]:
     """Answered tasks by plain SQL, and open ones behind them as on the new store."""
-    people = [person for person, _ in make_people(store, NUM_RATERS, password=None)]
+    people = make_people(store, NUM_RATERS)
     num_old = num_ratings // OVERLAP
     make_tasks(store, num_old + ROUNDS * EACH * 2, overlap=OVERLAP)
     if num_ratings:

@@ -21,7 +21,7 @@ def measure(url: str, verdicts: Verdicts, database: str, num_processes: int) -> 
     print(f"{num_processes} processes on {database}, {EACH} answers each", flush=True)
     with Store.open(url) as store:
         make_tasks(store, num_processes * EACH // OVERLAP + 2 * num_processes, overlap=OVERLAP)
-        people = [person for person, _ in make_people(store, num_processes, password=None)]
+        people = make_people(store, num_processes)
     context = multiprocessing.get_context("spawn")
     ready, results = context.Barrier(num_processes + 1), context.Queue()
     processes = [context.Process(target=_work, args=(url, person, ready, results)) for person in people]

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, text, update
+from sqlalchemy import Connection, text
 
-from feedback_app.accounts import create_annotator, hash_password
+from feedback_app.accounts import SESSION_S, create_annotator
+from feedback_app.security import COOKIE
 from feedback_app.store import audit
 from feedback_app.store.engine import Store
-from feedback_app.store.schema import annotators, completions, prompts, task_completions, tasks
+from feedback_app.store.schema import completions, prompts, sessions, task_completions, tasks
 from feedback_app.store.tasks import chunks, ensure_project
 from served.client import PROJECT
 
-PASSWORD = "a password for the load test"
 WORDS = "Please send the parcel back within fourteen days; the label lies in the box, postage is free. "
 
 
-def make_people(store: Store, count: int, *, password: str | None = PASSWORD) -> list[tuple[str, str]]:
-    """(annotator_id, name) of new raters who can log in."""
-    names = [f"rater {i}" for i in range(count)]
-    people = [(create_annotator(store, name, password=None), name) for name in names]
-    if password is not None:  # hashed once: argon2id is slow on purpose
-        with store.write() as connection:
-            connection.execute(update(annotators).values(password_hash=hash_password(password)))
-    return people
+def make_people(store: Store, count: int) -> list[str]:
+    """Ids of new raters."""
+    return [create_annotator(store, f"rater {i}", password=None) for i in range(count)]
+
+
+def log_in_all(store: Store, people: list[str]) -> list[str]:
+    """A cookie for each, as the login page gives: argon2id is slow on purpose, and not what is proven here."""
+    now, tokens = time.time(), [secrets.token_urlsafe(32) for _ in people]
+    rows = [
+        {
+            "token_hash": hashlib.sha256(token.encode()).hexdigest(),
+            "annotator_id": person,
+            "created_at": now,
+            "last_seen_at": now,
+            "expires_at": now + SESSION_S,
+        }
+        for token, person in zip(tokens, people, strict=True)
+    ]
+    with store.write() as connection:
+        connection.execute(sessions.insert(), rows)
+    return [f"{COOKIE}={token}" for token in tokens]
 
 
 def make_tasks(store: Store, count: int, *, overlap: int, first: int = 0) -> None:
