@@ -28,7 +28,7 @@ WATCH = """
 "$@" </dev/null >"$0/log" 2>&1 &
 server=$!
 cat >/dev/null
-kill -INT $server 2>/dev/null; wait $server; rm -rf "$0"
+kill -QUIT $server 2>/dev/null; wait $server; rm -rf "$0"
 """
 
 
