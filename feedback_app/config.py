@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from feedback_app.formats.detect import Format
 from rlhf.core.config import Positional, Settings
 
 DEFAULT_PROJECT = "default"
@@ -83,18 +84,39 @@ class UsersConfig(Settings):
 class ImportConfig(Settings):
     """Bring prompts, completions or existing ratings into the feedback store."""
 
-    file: Positional[Path] = Field(description="JSONL file (.jsonl or .jsonl.gz)")
+    file: Positional[Path] = Field(description="JSONL, JSON, CSV or TSV (each also .gz), or Parquet")
     project: str = Field(DEFAULT_PROJECT, description="project that gets the tasks and ratings")
-    kind: Literal["auto", "prompts", "completions", "preferences"] = Field(
-        "auto", description="what a row is; auto looks at the columns of each row"
+    format: Format = Field("auto", description="what a row looks like; auto looks at the columns of each row")
+    task: Literal["", "pairwise", "ranking", "scores", "demonstration", "thumbs"] = Field(
+        "", description="kind of task to make of the completions (default: a pairwise task for every pair)"
+    )
+    gold: bool = Field(
+        False, description="the file's answers are the expected ones of gold items, not ratings of somebody"
     )
     overlap: int = Field(1, ge=1, description="how many different people rate each task")
+    map: tuple[str, ...] = Field(
+        (),
+        description="columns called otherwise: ours=theirs, such as prompt=question completion=output.text",
+    )
+    ignore: tuple[str, ...] = Field((), description="columns to leave out; * for all that are not known")
+    score_columns: tuple[str, ...] = Field((), description="columns that hold scores (format scores)")
+    scale: tuple[float, float] | None = Field(
+        None, description="lowest and highest score in the file, stretched over 1 to 5"
+    )
     annotator: str = Field("imported", description="account that ratings without an annotator are booked on")
     simulated: bool = Field(False, description="mark what is imported as simulated, not written by people")
     quarantine: Path | None = Field(
         None, description="where bad rows go with the reason; default FILE.quarantine.jsonl"
     )
     rubric: Path | None = Field(None, description="text file with the rubric of a new project (Markdown)")
+
+    @model_validator(mode="after")
+    def _scale_is_one(self) -> ImportConfig:
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            raise ValueError(f"scale needs a lowest below the highest score; found {self.scale}")
+        if self.format == "scores" and not self.score_columns:
+            raise ValueError("format scores needs --score-columns: the columns that hold scores")
+        return self
 
 
 class ExportConfig(Settings):

@@ -48,11 +48,7 @@ _LEFT_OUT = text(
     "SELECT CASE WHEN EXISTS (SELECT 1 FROM tombstones d WHERE d.annotation_id = a.annotation_id) THEN 'erased' "
     "WHEN EXISTS (SELECT 1 FROM annotations n WHERE n.supersedes = a.annotation_id) THEN 'corrected' "
     "WHEN a.purpose NOT IN ('rate', 'adjudicate') THEN a.purpose "
-    "WHEN a.surplus THEN 'surplus' "
-    "WHEN EXISTS (SELECT 1 FROM annotations o WHERE o.task_id = a.task_id AND o.purpose = 'adjudicate' "
-    "AND NOT EXISTS (SELECT 1 FROM tombstones d WHERE d.annotation_id = o.annotation_id) "
-    "AND (a.purpose = 'rate' OR (o.created_at, o.annotation_id) > (a.created_at, a.annotation_id))) "
-    "THEN 'overruled' ELSE 'exported' END AS why, count(*) AS num "
+    "WHEN a.surplus THEN 'surplus' ELSE 'final' END AS why, count(*) AS num "
     "FROM annotations a WHERE a.project_id = :project GROUP BY 1"
 )
 
@@ -76,10 +72,7 @@ class Answer:
 
 
 def answers(connection: Connection, project: str) -> Iterator[Answer]:
-    """The final, accepted answers of a project in the order of their ids.
-
-    Gold and repeats are not in it, and where a lead decided a task, their newest decision is alone.
-    """
+    """The current, accepted answers of a project in the order of their ids; gold and repeats are not in it."""
     plus = "+" if connection.dialect.name == "sqlite" else ""
     query = text(_ANSWERS.format(plus=plus))
     result = connection.execution_options(yield_per=BATCH).execute(query, {"project": project})
@@ -90,11 +83,11 @@ def answers(connection: Connection, project: str) -> Iterator[Answer]:
             yield Answer(row, asks[row.prompt_id], shown.get(row.task_id, {}))
 
 
-def left_out(connection: Connection, project: str) -> dict[str, int]:
+def left_out(connection: Connection, project: str, num_exported: int) -> dict[str, int]:
     """How many answers are not exported, by reason: corrected, erased, surplus, gold, repeat, overruled."""
     counts = {row.why: int(row.num) for row in connection.execute(_LEFT_OUT, {"project": project})}
-    counts.pop("exported", None)
-    return counts
+    counts["overruled"] = counts.pop("final", 0) - num_exported
+    return {why: number for why, number in counts.items() if number}
 
 
 def preference_lines(answer: Answer) -> Iterator[tuple[str, str | None]]:

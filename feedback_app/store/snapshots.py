@@ -75,7 +75,7 @@ class SnapshotManifest(BaseModel):
 
     content_hash: of the bytes of the three split files, and of the other folders' except trl, which repeats
     them. files: rows per folder and split. left_out: answers that are not in it, by reason: `corrected` (an
-    older version), `erased`, `surplus`, `gold`, `repeat`, `overruled` (a lead decided otherwise or the same).
+    older version), `erased`, `surplus`, `gold`, `repeat`, `overruled` (a lead decided the task).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -145,9 +145,9 @@ def export_snapshot(
 
 
 def _fill(connection: Connection, project: str, writer: _Writer) -> None:
-    writer.left_out = left_out(connection, project)
     for answer in answers(connection, project):
         writer.add(answer)
+    writer.left_out = left_out(connection, project, writer.num_members)
     writer.rubric_versions = _rubric_versions(connection, writer.rubric_ids)
 
 

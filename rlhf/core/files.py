@@ -48,6 +48,10 @@ class BadRow(ValueError):
     """One row cannot be used; the rest of the file can."""
 
 
+# (line or row number, the row's bytes for the quarantine file, the row or what is wrong with it)
+SourceRow = tuple[int, bytes, dict[str, Any] | BadRow]
+
+
 def read_jsonl(
     path: Path,
     model: type[Row],
@@ -97,25 +101,47 @@ def read_rows(
 
 
 def _read(path: Path, parse: Any, quarantine: Path | None, limits: Limits) -> Iterator[tuple[int, Any]]:
+    yield from collect_rows(path, jsonl_rows(path, limits), parse, quarantine, "one JSON object per line")
+
+
+def collect_rows(
+    path: Path, source: Iterable[SourceRow], parse: Any, quarantine: Path | None, expected: str
+) -> Iterator[tuple[int, Any]]:
+    """(line, parse(line, data)) of each good row of a source; the bad ones are refused or put in quarantine.
+
+    `parse` raises BadRow for a row that it cannot use. `expected` says what a row is, for an empty file.
+    """
     good = 0
     bad = _BadRows(path, quarantine)
     with bad:
-        for line, raw in _lines(path, limits):
+        for line, raw, data in source:
             try:
-                if raw is None:
-                    raise BadRow(f"line is longer than {limits.max_line_bytes} bytes")
-                row = parse(line, _parse_object(raw, limits))
+                if isinstance(data, BadRow):
+                    raise data
+                row = parse(line, data)
             except BadRow as error:
-                bad.add(line, str(error), raw or b"")
+                bad.add(line, str(error), raw)
                 continue
             good += 1
             yield line, row
     if not good and not bad.count:
-        raise DataError(f"{path}: file is empty; expected one JSON object per line")
+        raise DataError(f"{path}: file is empty; expected {expected}")
     if not good:
         raise DataError(
             f"{path}: no usable row among {bad.count}; first: {bad.first}; all are in {quarantine}"
         )
+
+
+def jsonl_rows(path: Path, limits: Limits) -> Iterator[SourceRow]:
+    """The rows of a JSONL file (optionally .gz), parsed and checked."""
+    for line, raw in _lines(path, limits):
+        if raw is None:
+            yield line, b"", BadRow(f"line is longer than {limits.max_line_bytes} bytes")
+            continue
+        try:
+            yield line, raw, parse_object(raw, limits)
+        except BadRow as error:
+            yield line, raw, error
 
 
 class _BadRows:
@@ -155,48 +181,96 @@ def _part(path: Path) -> Path:
 
 def _lines(path: Path, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
     """(line number, bytes without the newline) of each non-blank line; None for a line over the cap."""
+    for number, line in physical_lines(path, limits):
+        if line is None or line.strip():
+            yield number, line if line is None else line.rstrip(b"\r\n")
+
+
+def checked_size(path: Path, limits: Limits, expected: str = "a JSONL file") -> int:
+    """The size of a file in bytes. Raises DataError when it is missing, no file, or too large."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "not a regular file"
-        raise DataError(f"{path}: is {kind}; expected a JSONL file")
+        raise DataError(f"{path}: is {kind}; expected {expected}")
     size = path.stat().st_size
-    zipped = path.suffix == ".gz"
     if size > limits.max_file_bytes:
         raise DataError(f"{path}: {size} bytes; at most {limits.max_file_bytes} are read")
+    return size
+
+
+def physical_lines(path: Path, limits: Limits) -> Iterator[tuple[int, bytes | None]]:
+    """(line number, bytes with the newline) of every line of a file or .gz; None for a line over the cap.
+
+    A byte-order mark is removed. Raises DataError for UTF-16, a broken archive and a decompression bomb.
+    """
+    number = 0
+    with _opened(path, limits) as file:
+        while chunk := file.readline(limits.max_line_bytes + 1):
+            number += 1
+            line: bytes | None = chunk
+            if len(chunk) > limits.max_line_bytes and not chunk.endswith(b"\n"):
+                line = None
+                while chunk and not chunk.endswith(b"\n"):
+                    chunk = file.readline(limits.max_line_bytes + 1)
+            yield number, line if number > 1 or line is None else _without_bom(path, line)
+
+
+def blocks(path: Path, limits: Limits, size: int) -> Iterator[bytes]:
+    """The bytes of a file or .gz in blocks, under the same caps and refusals as `physical_lines`."""
+    with _opened(path, limits) as file:
+        first = True
+        while block := file.read(size):
+            yield _without_bom(path, block) if first else block
+            first = False
+
+
+def _without_bom(path: Path, start: bytes) -> bytes:
+    if start.startswith(UTF16_BOMS):
+        raise DataError(f"{path}: UTF-16 text; expected UTF-8")
+    return start.removeprefix(UTF8_BOM)
+
+
+class _Counted:
+    """A file that gives no more than so many bytes, however small it looks on disk."""
+
+    def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile, max_bytes: int) -> None:
+        self.path, self.file, self.max_bytes, self.total = path, file, max_bytes, 0
+
+    def readline(self, size: int) -> bytes:
+        return self._count(self.file.readline(size))
+
+    def read(self, size: int) -> bytes:
+        return self._count(self.file.read(size))
+
+    def _count(self, data: bytes) -> bytes:
+        self.total += len(data)
+        if self.total > self.max_bytes:
+            raise DataError(
+                f"{self.path}: expands beyond {self.max_bytes} bytes; refused as a decompression bomb"
+            )
+        return data
+
+
+@contextlib.contextmanager
+def _opened(path: Path, limits: Limits) -> Iterator[_Counted]:
+    size = checked_size(path, limits)
+    zipped = path.suffix == ".gz"
     # A small file may legitimately compress well; the ratio only matters once the output is large.
     max_bytes = limits.max_file_bytes
     if zipped:
         max_bytes = min(max_bytes, int(max(size * limits.max_ratio, limits.max_line_bytes)))
-    number = total = 0
     try:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
-            while chunk := file.readline(limits.max_line_bytes + 1):
-                number += 1
-                total += len(chunk)
-                line: bytes | None = chunk
-                if len(chunk) > limits.max_line_bytes and not chunk.endswith(b"\n"):
-                    line = None
-                    while chunk and not chunk.endswith(b"\n") and total <= max_bytes:
-                        chunk = file.readline(limits.max_line_bytes + 1)
-                        total += len(chunk)
-                if total > max_bytes:
-                    raise DataError(
-                        f"{path}: expands beyond {max_bytes} bytes; refused as a decompression bomb"
-                    )
-                if number == 1 and line is not None:
-                    if line.startswith(UTF16_BOMS):
-                        raise DataError(f"{path}: UTF-16 text; expected UTF-8")
-                    line = line.removeprefix(UTF8_BOM)
-                if line is None or line.strip():
-                    yield number, line if line is None else line.rstrip(b"\r\n")
+            yield _Counted(path, file, max_bytes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a complete gzip file ({one_line(str(error))})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
+def parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
+    """One JSON object, strictly: no NaN, NUL, duplicate key, lone surrogate or deep nesting. Raises BadRow."""
     if b"\x00" in raw:
         raise BadRow(f"NUL byte at byte {raw.index(0) + 1}")
     if _depth(raw, limits.max_depth) > limits.max_depth:
@@ -216,7 +290,7 @@ def _parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
         raise BadRow(f"unusable number: {one_line(str(error))}") from error
     if not isinstance(data, dict):
         raise BadRow(f"found a {type(data).__name__}; expected a JSON object")
-    _check_text(data)
+    check_text(data)
     return data
 
 
@@ -254,7 +328,7 @@ def _float(text: str) -> float:
     return value
 
 
-def _check_text(value: Any) -> None:
+def check_text(value: Any) -> None:
     """Escapes can smuggle in what the raw bytes were checked for: lone surrogates and NUL."""
     if isinstance(value, str):
         if "\x00" in value:
@@ -265,11 +339,11 @@ def _check_text(value: Any) -> None:
             raise BadRow(f"text holds a lone surrogate (\\u{ord(value[error.start]):04x})") from error
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_text(key)
-            _check_text(item)
+            check_text(key)
+            check_text(item)
     elif isinstance(value, list):
         for item in value:
-            _check_text(item)
+            check_text(item)
 
 
 def _validated(model: type[Row], data: dict[str, Any]) -> Row:

@@ -22,9 +22,13 @@ Verdict = Literal["first", "second", "tie", "both_bad"]
 Split = Literal["train", "validation", "test"]
 
 
+# one encoder for all ids: json.dumps with options makes a new one at every call
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def content_id(prefix: str, *parts: Any) -> str:
     """A short id that depends only on content: the same text gets the same id in every workspace."""
-    canonical = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    canonical = _CANONICAL.encode(parts)
     return f"{prefix}-{hashlib.sha256(canonical.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 

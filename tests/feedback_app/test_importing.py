@@ -55,7 +55,7 @@ def test_ratings_become_answers_in_the_right_direction(store, bring, tmp_path):
         {"prompt": "q3", "chosen": "x", "rejected": "y", "margin": 0.37},
     ]
     counts = bring(rows)
-    assert (counts.tasks, counts.ratings, counts.surplus, len(counts.annotators)) == (3, 4, 0, 3)
+    assert (counts.tasks, counts.ratings, counts.corrected, len(counts.annotators)) == (3, 4, 0, 3)
     again = bring(rows)
     assert (again.ratings, again.known_ratings, again.tasks) == (0, 4, 0)
     found = {(j.prompt_id, j.annotator_id): j for j in judgements(store, "p")}
@@ -143,8 +143,8 @@ def test_a_file_without_a_good_row_changes_nothing(store, bring):
 
 
 def test_a_kind_that_does_not_fit_is_refused(store, bring):
-    with pytest.raises(DataError, match="row 1 is of kind 'prompts'; --kind says 'preferences'"):
-        bring([{"prompt": "one"}], kind="preferences")
+    with pytest.raises(DataError, match="no usable row among 1"):
+        bring([{"prompt": "one"}], format="preference")
 
 
 def test_the_command_says_what_happened(tmp_path, db_url, capsys):

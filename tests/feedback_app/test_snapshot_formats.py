@@ -10,7 +10,7 @@ from sqlalchemy import text
 from feedback_app.store.annotations import answer, submit
 from feedback_app.store.leases import lease_next, view_lease
 from feedback_app.store.snapshots import SPLITS, export_snapshot
-from feedback_app.store.tasks import add_completions, add_prompts, create_tasks
+from feedback_app.store.tasks import add_completions, add_prompts, create_tasks, set_rubric
 from rlhf.core.records import Completion, Preference, Prompt
 
 ALL = (1.0, 0.0, 0.0)
@@ -47,7 +47,8 @@ def every_kind(store, rate, people):
     rate("pairwise", 2, people[0], preference="second", strength=3)
     rate("pairwise", 2, people[1], preference="tie")
     rate("ranking", 3, people[0], ranking=(("ranking1",), ("ranking0", "ranking2")))
-    scores = {"help": {"scores0": 4, "scores1": 1}, "care": {"scores0": 5}}
+    set_rubric(store, "p", "Be fair.", attributes=[{"name": "help"}, {"name": "care"}])
+    scores = {"help": {"scores0": 4, "scores1": 1}, "care": {"scores0": 5, "scores1": 2}}
     rate("scores", 2, people[0], scores=scores)
     rate("demonstration", 0, people[0], demonstration=f"I would say {HARD}")
     return store
@@ -71,7 +72,7 @@ def test_each_kind_has_its_file(every_kind, tmp_path, people):
     assert sorted(row["label"] for row in thumbs) == [False, True]
     assert thumbs[0]["completion"] == [{"role": "assistant", "content": f"thumbs0 {HARD}"}]
     scored = {row["completion_id"]: row["scores"] for row in lines(tmp_path / "s/scores/train.jsonl")}
-    assert scored == {"scores0": {"help": 4, "care": 5}, "scores1": {"help": 1}}
+    assert scored == {"scores0": {"help": 4, "care": 5}, "scores1": {"help": 1, "care": 2}}
     (ranking,) = lines(tmp_path / "s/rankings/train.jsonl")
     assert (ranking["completion_ids"], ranking["ranks"]) == (["ranking1", "ranking0", "ranking2"], [1, 2, 2])
     assert ranking["completions"][0][0]["content"] == f"ranking1 {HARD}"

@@ -1,0 +1,1 @@
+"""What other programs' files look like, each turned into the same items."""
