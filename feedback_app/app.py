@@ -33,11 +33,12 @@ from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
 from feedback_app.pages.lead.page import lead_blocks, lead_mount_options, lead_only
+from feedback_app.rest.application import PREFIX, rest_application
 from feedback_app.security import PERSON, Gate
 from feedback_app.slow_clients import PatientProtocol
-from feedback_app.store.engine import Store, shown_url
+from feedback_app.store.engine import Store, shown_url, sqlite_path
 from rlhf.core.errors import BusyError, DataError, RlhfError
-from rlhf.core.run import Launch
+from rlhf.core.run import Launch, Workspace
 
 DESK, LEAD = "/desk", "/lead"
 STATIC = Path(__file__).parent / "pages" / "static"
@@ -49,8 +50,11 @@ MAX_CONNECTIONS = 4000
 STOP_S = 20
 
 
-def build_app(store: Store, settings: AppConfig) -> FastAPI:
-    """The application over an open store. It does not close the store."""
+def build_app(store: Store, settings: AppConfig, *, snapshots: Path | None = None) -> FastAPI:
+    """The application over an open store. It does not close the store.
+
+    snapshots: the folder for snapshots that are made through the API; None: beside a SQLite store.
+    """
 
     app = FastAPI(title="rating desk", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(
@@ -90,6 +94,9 @@ def build_app(store: Store, settings: AppConfig) -> FastAPI:
         ]
         return JSONResponse({"detail": faults}, 422)
 
+    beside = sqlite_path(store.engine.url)
+    folder = snapshots or (beside.parent / "snapshots" if beside is not None else None)
+    app.mount(PREFIX, rest_application(store, folder))  # after the desk's and the leads' routes below /api/v1
     gr.mount_gradio_app(app, desk_blocks(), path=DESK, auth_dependency=_signed_in, **mount_options())
     gr.mount_gradio_app(app, lead_blocks(), path=LEAD, auth_dependency=lead_only, **lead_mount_options())
     app.add_middleware(
@@ -120,7 +127,7 @@ def run(settings: AppConfig, launch: Launch) -> None:
         print(f"open http://{host}:{port}/ (Ctrl+C stops)")
         sys.stdout.flush()
         config = uvicorn.Config(
-            build_app(store, settings),
+            build_app(store, settings, snapshots=Workspace(launch.workspace).snapshots),
             http=PatientProtocol,
             ws="none",
             log_level="warning",

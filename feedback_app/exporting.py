@@ -14,7 +14,7 @@ from rlhf.core.run import Launch, Workspace
 
 def run(settings: ExportConfig, launch: Launch) -> None:
     """Export to --out, or to WORKSPACE/snapshots/PROJECT-DATE."""
-    out = launch.out or _default_out(launch.workspace, settings.project)
+    out = launch.out or default_out(Workspace(launch.workspace).snapshots, settings.project)
     with Store.open(launch.db, create=False) as store:
         if launch.force:
             _set_aside(out)
@@ -59,9 +59,9 @@ def _set_aside(out: Path) -> None:
         out.rename(next(name for name in names if not name.exists()))
 
 
-def _default_out(workspace: Path, project: str) -> Path:
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in project)
+def default_out(folder: Path, project: str) -> Path:
+    """A name in the folder of snapshots that is not taken: PROJECT-DATE."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in project)[:64].lstrip(".") or "project"
     stem = f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = Workspace(workspace).snapshots
     names = (stem, *(f"{stem}-{i}" for i in range(2, 1000)))
     return next(folder / name for name in names if not (folder / name).exists())

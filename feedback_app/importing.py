@@ -35,6 +35,7 @@ from feedback_app.store.tasks import (
     set_rubric,
 )
 from rlhf.core.errors import DataError
+from rlhf.core.files import Limits
 from rlhf.core.metrics import progress
 from rlhf.core.records import TaskKind, content_id
 from rlhf.core.run import Launch
@@ -108,6 +109,8 @@ def import_file(
     quarantine: Path | None,
     rubric: str | None = None,
     actor: str = "system",
+    limits: Limits | None = None,
+    silent: bool = False,
 ) -> ImportCounts:
     """Import a file in batches of one transaction per table. Raises DataError when no row is usable.
 
@@ -126,11 +129,11 @@ def import_file(
     raters = _Raters(store, settings)
     if quarantine is not None:
         quarantine.unlink(missing_ok=True)
-    read = read_table(settings.file, lambda _, row: reading.item(row), quarantine=quarantine)
+    read = read_table(settings.file, lambda _, row: reading.item(row), quarantine=quarantine, limits=limits)
     batches = chunks(_joined(item for _, item in _counted(read, counts)), BATCH)
     first = next(batches, [])  # before the progress line and the project: a bad file is one error and no more
     _prepare_project(store, settings, rubric)
-    with progress("rows", None, stage="import") as bar:
+    with progress("rows", None, stage="import", silent=silent) as bar:
         for batch in chain([first], batches):
             _import_batch(store, settings, batch, raters, counts)
             bar.advance(len(batch))

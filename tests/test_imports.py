@@ -16,7 +16,7 @@ PACKAGES = ("rlhf", "sft", "reward", "feedback_app")
 TORCH_FREE_CORE = {
     "rlhf.core." + name
     for name in (
-        *("callables", "config", "errors", "files", "html", "inputs", "metrics"),
+        *("callables", "config", "errors", "files", "html", "inputs", "metrics", "tables"),
         *("plots", "records", "run", "settings", "splits", "stats", "validation"),
     )
 }

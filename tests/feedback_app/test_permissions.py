@@ -69,6 +69,13 @@ def access_of(method: str, path: str) -> Access | None:
         return PERSON
     if path == "/api/v1/lead" or path.startswith("/api/v1/lead/"):
         return LEAD
+    if path in ("/api/v1/me", "/api/v1/openapi.json"):
+        return Access(roles=ROLES, scope="read", token_roles=ROLES)
+    if path.startswith("/api/v1/users"):
+        return Access(roles=("admin",), scope="admin", token_roles=("admin",))
+    if path.startswith("/api/v1/"):
+        scope = "read" if method in ("GET", "HEAD") else "write"
+        return Access(roles=LEADS, scope=scope, token_roles=LEADS)
     for mount in GRADIO_PATHS:
         if path.startswith(f"{mount}/"):
             served = method in ("GET", "HEAD") and path.removeprefix(mount) in GRADIO_SERVED
