@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from served import load, size, swarm
+from served import files, load, size, swarm
 from served.figures import Verdicts
 from served.postgres import Postgres
 
@@ -82,6 +82,8 @@ def measure(
         swarm.measure(url("processes"), verdicts, database, options.processes)
     if "size" in options.parts:
         size.measure(url("small"), url("full"), verdicts, database, options.ratings)
+    if "files" in options.parts:
+        files.measure((url("few"), url("many"), url("imported")), verdicts, database, folder)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def measure(small_url: str, full_url: str, verdicts: Verdicts, database: str, nu
     started = time.monotonic()
     stores = {"new": Store.open(small_url), "full": Store.open(full_url)}
     try:
-        people = {name: _fill(store, num_ratings * (name == "full")) for name, store in stores.items()}
+        people = {name: fill(store, num_ratings * (name == "full")) for name, store in stores.items()}
         verdicts.note(f"filled in {time.monotonic() - started:.0f} s")
         times: dict[tuple[str, str], list[float]] = {}
         for round_number in range(ROUNDS):
@@ -66,7 +66,7 @@ def measure(small_url: str, full_url: str, verdicts: Verdicts, database: str, nu
             store.close()
 
 
-def _fill(store: Store, num_ratings: int) -> list[str]:
+def fill(store: Store, num_ratings: int) -> list[str]:
     """Answered tasks by plain SQL, and open ones behind them as on the new store."""
     people = make_people(store, NUM_RATERS)
     num_old = num_ratings // OVERLAP
