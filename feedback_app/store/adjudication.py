@@ -55,9 +55,12 @@ class Dispute:
 
 
 _DISPUTED = text(
-    "SELECT task_id FROM tasks WHERE project_id = :project AND dispute = 'open' ORDER BY sort_key LIMIT :limit"
+    "SELECT task_id FROM tasks WHERE project_id = :project AND dispute = 'open' AND pool = 'queue' "
+    "ORDER BY sort_key LIMIT :limit"
 )
-_NUM_DISPUTED = text("SELECT count(*) FROM tasks WHERE project_id = :project AND dispute = 'open'")
+_NUM_DISPUTED = text(
+    "SELECT count(*) FROM tasks WHERE project_id = :project AND dispute = 'open' AND pool = 'queue'"
+)
 _OPINIONS = text(
     "SELECT a.*, n.name FROM current_annotations a JOIN annotators n ON n.annotator_id = a.annotator_id "
     "WHERE a.task_id = :task_id ORDER BY a.created_at, a.annotation_id"

@@ -33,9 +33,15 @@ SKILLS = {
     "Greta": 0.12,
 }
 MODELS = {"candidate-3": 1.4, "candidate-2": 0.7, "sft-base": 0.0, "untuned": -1.2}
-WORDS = (
-    "I can help with that: open the settings, choose Billing, then Invoices, and download the one you need. "
-    "Refunds take three to five working days and go back to the card that was used. Is there anything else? "
+SENTENCES = (
+    "I am sorry about that, and I will help you right away.",
+    "Open the settings, choose Billing, then Invoices, and download the one you need.",
+    "Refunds take three to five working days and go back to the card that was used.",
+    "Please send us the number of your order, and we will look into it.",
+    "You can change this yourself under Account, Profile.",
+    "Nothing is charged while your subscription is paused.",
+    "Is there anything else that I can do for you?",
+    "As far as I know this is not possible.",
 )
 QUESTIONS = (
     "My parcel says delivered, but it is not here. What can I do?",
@@ -80,14 +86,14 @@ def rated_world(
             {"prompt_id": prompt_id, "messages": message, "group_id": prompt_id, "created_at": at}
         )
         models = rng.choice(len(names), 2, replace=False)
-        lengths = rng.integers(12, 60, 2)
+        texts = [" ".join(rng.permutation(SENTENCES)[: rng.integers(1, 6)]) for _ in range(2)]
+        lengths = [len(words) for words in texts]
         ids = [f"c-{project}-{i}-{side}" for side in range(2)]
         for side in range(2):
-            words = " ".join((WORDS * 2).split()[: int(lengths[side])])
             row = {
                 "completion_id": ids[side],
                 "prompt_id": prompt_id,
-                "text": words,
+                "text": texts[side],
                 "model_id": names[models[side]],
             }
             rows["completions"].append({**row, "created_at": at})

@@ -347,6 +347,12 @@ def test_a_lead_takes_over_somebodys_answer(store, lead, fill, people):
     assert (final.preference, final.strength) == ("first", 2)
 
 
+def test_a_disputed_task_that_became_gold_is_no_dispute_any_more(store, lead, fill, people):
+    task = dispute(store, fill, people)
+    assert lead.post("/api/v1/lead/gold", json={"task": task, "choice": "tie"}).status_code == 200
+    assert lead.get("/api/v1/lead/disputes?project=p").json() == {"number": 0, "cases": []}
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -154,8 +154,8 @@ async function showSettings(mine) {
   const found = await call(here("/settings"));
   if (mine !== turn) return;
   const info = lead.projects.find((p) => p.id === project) || {};
-  const save = async (changes) => { if (!Object.keys(changes).length) return "Nothing changed"; Object.assign(found, await call("/settings", { project, changes })); form.replaceWith(form = settingsForm(found.settings, save)); return "Saved"; };
-  let form = settingsForm(found.settings, save);
+  const save = async (changes) => { if (!Object.keys(changes).length) return "Nothing changed"; Object.assign(found.settings, (await call("/settings", { project, changes })).settings); $("ld-alert").hidden = true; return "Saved"; };
+  const form = settingsForm(found.settings, save);
   const rubric = rubricForm(found.rubrics, async (body) => { const made = await call("/rubric", { project, ...body }); await load(); return `Saved as version ${made.version}`; });
   const archive = html("section", { class: "ld-panel ld-wide" }, html("div", { class: "ld-head" }, html("h2", {}, info.archived ? "This project is archived" : "Archive this project")), html("p", { class: "ld-note" }, "An archived project is not offered on the desk. Everything in it stays."),
     saidButton(info.archived ? "Put it back" : "Archive", async () => { await call("/archive", { project, archived: !info.archived }); await start(); return "Done"; }));
