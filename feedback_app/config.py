@@ -11,6 +11,7 @@ from feedback_app.formats.detect import Format
 from rlhf.core.config import Positional, Settings
 
 DEFAULT_PROJECT = "default"
+SCOPES = ("read", "write", "admin", "metrics")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -60,8 +61,8 @@ class UsersConfig(Settings):
     reason: str = Field("", max_length=500, description="why ratings are erased; kept in the store")
     account: bool = Field(False, description="erase: the account too, with its name; it cannot be used again")
     yes: bool = Field(False, description="erase: really; an erasure cannot be undone")
-    scopes: tuple[Literal["read", "write", "admin", "metrics"], ...] = Field(
-        ("read",), description="what a new token may do, such as read,write"
+    scopes: tuple[str, ...] = Field(
+        ("read",), description="what a new token may do: read,write,admin,metrics"
     )
     expires_days: float | None = Field(
         90.0, gt=0, le=3650, description="days until a new token ends; none for never"
@@ -72,7 +73,11 @@ class UsersConfig(Settings):
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         parts = [value] if isinstance(value, str) else value
-        return tuple(s.strip() for part in parts for s in str(part).split(",") if s.strip())
+        scopes = tuple(s.strip() for part in parts for s in str(part).split(",") if s.strip())
+        wrong = [scope for scope in scopes if scope not in SCOPES]
+        if wrong or not scopes:
+            raise ValueError(f"expected some of {', '.join(SCOPES)}; found '{wrong[0] if wrong else ''}'")
+        return scopes
 
     @model_validator(mode="after")
     def _needs_a_name(self) -> UsersConfig:

@@ -12,18 +12,18 @@ import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from sqlalchemy import Connection, insert, select, update
 
 from feedback_app.accounts import Person
+from feedback_app.config import SCOPES
 from feedback_app.store import audit
 from feedback_app.store.engine import Store
 from feedback_app.store.schema import annotators, api_tokens
 from rlhf.core.errors import DataError, StoreError
 
 Scope = Literal["read", "write", "admin", "metrics"]
-SCOPES: tuple[str, ...] = get_args(Scope)
 PREFIX = "rlhf_"
 ID_CHARS = 12
 TOUCH_S = 60.0

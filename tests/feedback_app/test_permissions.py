@@ -18,11 +18,11 @@ from starlette.routing import Mount
 from feedback_app import accounts, security
 from feedback_app.accounts import create_annotator, log_in
 from feedback_app.app import build_app
-from feedback_app.config import AppConfig
+from feedback_app.config import SCOPES, AppConfig
 from feedback_app.security import COOKIE, GRADIO_PATHS
 from feedback_app.store.engine import Store
 from feedback_app.store.schema import annotators, sessions
-from feedback_app.tokens import SCOPES, create_token
+from feedback_app.tokens import create_token
 
 PASSWORD = "correct horse battery"
 ORIGIN = "http://localhost"
