@@ -230,8 +230,6 @@ class Backbone:
             torch.manual_seed(seed)
             model = PeftModelForCausalLM(share_clone(self.model), config)
         holds_merged = speed_up(model)
-        if not is_sharded(model):
-            fuse(model)
         model.eval()
         layers = decoder_layers(model.get_base_model().get_decoder())
         adapted = [
@@ -240,10 +238,15 @@ class Backbone:
         role = Role(
             name, model, config, head, min(adapted, default=self.num_layers), holds_merged=holds_merged
         )
-        if not is_sharded(model):
-            role.trim = make_trim(layers[-1], self.hidden_size, self.device, self.dtype)
+        self._quicken(role)
         self.roles[name] = role
         return role
+
+    def _quicken(self, role: Role) -> None:
+        if not is_sharded(role.model):
+            fuse(role.model)
+            last = decoder_layers(role.causal_lm.get_decoder())[-1]
+            role.trim = make_trim(last, self.hidden_size, self.device, self.dtype)
 
     # ---- forward -----------------------------------------------------------------------------------------
 
@@ -294,6 +297,10 @@ class Backbone:
         The probe is a padded batch as long as the run's longest sequence: sliding-window models differ only
         beyond their window.
         """
+        reference = self.roles[REFERENCE]
+        if reference.model is self.model:
+            reference.model = share_clone(self.model)
+            self._quicken(reference)
         first = min(role.first_adapted_layer for role in self.roles.values())
         if not 0 < first < self.num_layers:
             return f"trunk cache off: adapters reach layer {first} of {self.num_layers}"

@@ -1,4 +1,4 @@
-"""Two parts of a decoder layer in fewer passes over memory: the root-mean-square norm and the gated MLP.
+"""Parts of a decoder layer in fewer passes over memory: the root-mean-square norm, the gated MLP, plain products.
 
 On a CPU the time of a small model goes into such passes, and each keeps a tensor for the backward pass. The
 modules are recognised by what they hold and trusted only after they give what the original gives on random
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.core.lora import adapter_gradients, plain_lora
+from rlhf.core.onednn import linear, module_forward, suits
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -73,14 +74,14 @@ class _GatedDown(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(gate, up, merged, a, b)
         ctx.scaling = scaling
-        return nn.functional.linear(nn.functional.silu(gate).mul_(up), merged, bias)
+        return linear(nn.functional.silu(gate).mul_(up), merged, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         gate, up, merged, a, b = ctx.saved_tensors
         activated = nn.functional.silu(gate)
         adapter = adapter_gradients(grad, activated * up, a, b, ctx.scaling)
-        inner = grad @ merged
+        inner = linear(grad, merged.T)
         dup = activated.mul_(inner)
         return torch.ops.aten.silu_backward(inner.mul_(up), gate), dup, None, None, *adapter, None
 
@@ -131,6 +132,8 @@ def _candidate(module: Any) -> Any:
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         frozen = not any(p.requires_grad for p in module.parameters())
         return _norm_forward if frozen and module.weight.dtype == torch.float32 else None
+    if type(module) is nn.Linear:
+        return module_forward if suits(module.weight) and not module.weight.requires_grad else None
     names = {name for name, _ in module.named_children()}
     if names == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
         silu = type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")

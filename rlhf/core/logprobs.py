@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.core.onednn import linear
 from rlhf.core.vocabulary import OutputHead
 
 # Logits of one chunk. On a CPU they should stay in its cache (2 MiB in fp32); a GPU wants large launches.
@@ -129,7 +130,7 @@ def _to_hidden(
         slope_nV *= 1 - (logits_nV / head.softcap).square()
     if temperature != 1:
         slope_nV /= temperature
-    return slope_nV.to(dtype) @ head.weight_VH
+    return linear(slope_nV.to(dtype), head.weight_VH.T)
 
 
 def _by_autograd(

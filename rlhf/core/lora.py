@@ -25,6 +25,8 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from rlhf.core.onednn import linear
+
 # The sums of one role: 256 MiB are 67 million adapted weights.
 MAX_MERGED_BYTES = 256 << 20
 # merged weight, bias, A, B, scaling
@@ -40,12 +42,12 @@ class _MergedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, merged, a, b)
         ctx.scaling = scaling
-        return nn.functional.linear(x, merged, bias)
+        return linear(x, merged, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, merged, a, b = ctx.saved_tensors
-        dx = grad @ merged if ctx.needs_input_grad[0] else None
+        dx = linear(grad, merged.T) if ctx.needs_input_grad[0] else None
         return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
 
 
@@ -101,6 +103,9 @@ class _Merged:
             self._tensors = (base, a, b)  # held, so that no other tensor can come by their ids
         return self._sum
 
+    def forget(self) -> None:
+        self._sum, self._of, self._tensors = None, (), ()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Merged:
         return _Merged()
 
@@ -124,7 +129,7 @@ def _forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
         return _AddedLinear.apply(x, base.weight, base.bias, a, b, module.scaling[name])
     if not torch.is_grad_enabled():
-        return nn.functional.linear(x, plain[0], plain[1])
+        return linear(x, plain[0], plain[1])
     return _MergedLinear.apply(x, *plain)
 
 
@@ -132,6 +137,11 @@ def plain_lora(module: Any, x: Tensor) -> Merged | None:
     """The arguments of a layer that would compute with its merged weight, else None."""
     name = _only_adapter(module, x) if hasattr(module, "merged_weight") else None
     return _merged_arguments(module, name, x) if name is not None else None
+
+
+def forget_merged(module: Any) -> None:
+    """Free the merged weight of a layer; the next pass forms it again, to the same bits."""
+    module.merged_weight.forget()
 
 
 def _merged_arguments(module: Any, name: str, x: Tensor) -> Merged | None:

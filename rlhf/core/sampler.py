@@ -19,13 +19,15 @@ from torch import Tensor
 
 from rlhf.core.decoder import decoder_layers
 from rlhf.core.kv_cache import key_value_cache
+from rlhf.core.packed import packed
 from rlhf.core.randomness import uniforms
 from rlhf.core.reference_engine import generate
 from rlhf.core.settings import SamplingSettings
 from rlhf.core.vocabulary import OutputHead
 
-# Dropping finished rows moves others into their places, which pays once a tenth of them are done.
-EVICT_BELOW = 0.9
+# Finished rows leave when the next power of two will do for the others: kernels are made and kept for each number of
+# rows, and fewer rows than these take no less time.
+FEWEST_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class _Decoding:
     ) -> None:
         self.requests, self.settings, self.seed, self.read = requests, settings, seed, read
         self.ended_by_text = ended_by_text
-        self.device = model.device
+        self.model, self.device = model, model.device
         self.decoder, self.head = model.get_decoder(), OutputHead.of(model)
         self.results = [Sampled() for _ in requests]
         self.width = max(len(request.prompt_ids) for request in requests)
@@ -178,14 +180,21 @@ class _Decoding:
             layer = decoder_layers(self.decoder)[self.capture_layer - 1]
             hook = layer.register_forward_hook(self._capture)
         try:
-            self._decode(on_step)
+            prefilled = self._prefill()
+            with packed(self.model):
+                self._decode(*prefilled, on_step)
         finally:
             if hook is not None:
                 hook.remove()
         return self.results
 
-    def _decode(self, on_step: Callable[[], None]) -> None:
-        hidden_BH, mask_BS, positions_B1 = self._prefill()
+    def _decode(
+        self,
+        hidden_BH: Tensor,
+        mask_BS: Tensor | None,
+        positions_B1: Tensor,
+        on_step: Callable[[], None],
+    ) -> None:
         device, limit = self.device, self.settings.max_completion_tokens
         cursors_B = torch.tensor([r.cursor for r in self.requests], device=device)
         samples_B = torch.tensor([r.sample for r in self.requests], device=device)
@@ -216,8 +225,9 @@ class _Decoding:
             self._keep(rows_B, self.width + position)
             if last:
                 break
-            if num_alive <= EVICT_BELOW * len(rows_B):
-                keep = _closed_ranks(alive_B, num_alive)
+            num_kept = max(FEWEST_ROWS, 1 << (num_alive - 1).bit_length())
+            if num_kept < len(rows_B):
+                keep = _closed_ranks(alive_B, num_kept)
                 self.cache.batch_select_indices(keep)
                 mask_BS = mask_BS[keep] if mask_BS is not None else None
                 hidden_BH, positions_B1, rows_B = hidden_BH[keep], positions_B1[keep], rows_B[keep]
@@ -302,10 +312,12 @@ class _Decoding:
                 result.trunk_SH = states_SH[first : self.width + len(result.tokens)].clone()
 
 
-def _closed_ranks(alive_B: Tensor, num_alive: int) -> Tensor:
-    """The rows that are alive, those behind the first `num_alive` places in the places that became free."""
-    keep = torch.arange(num_alive, device=alive_B.device)
-    keep[~alive_B[:num_alive]] = num_alive + alive_B[num_alive:].nonzero().squeeze(1)
+def _closed_ranks(alive_B: Tensor, num_kept: int) -> Tensor:
+    """`num_kept` rows, all that are alive among them: those behind move into places that became free."""
+    keep = torch.arange(num_kept, device=alive_B.device)
+    behind = num_kept + alive_B[num_kept:].nonzero().squeeze(1)
+    free = (~alive_B[:num_kept]).nonzero().squeeze(1)
+    keep[free[: len(behind)]] = behind
     return keep
 
 

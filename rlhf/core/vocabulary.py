@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf.core.onednn import is_plain_linear, module_forward
+
 
 @dataclass(frozen=True)
 class OutputHead:
@@ -40,5 +42,5 @@ class OutputHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[..., H] to [..., V]."""
-        logits = self.linear(hidden)
+        logits = module_forward(self.linear, hidden) if is_plain_linear(self.linear) else self.linear(hidden)
         return torch.tanh(logits / self.softcap) * self.softcap if self.softcap else logits

@@ -88,9 +88,10 @@ def collect(
     share = processes.share(len(prompts))
     own = range(share.start * samples_per_prompt, share.stop * samples_per_prompt)
     stop = StopRule(backbone.codec, config.sampling)
+    # Between the phases the kernel gets back what was freed: the blocks of one fit little of the other.
+    release_freed_memory(backbone.device)
     with processes.together():
         drawn_own = _draw(backbone, requests[own.start : own.stop], config, stop, seed, check)
-    # The key/value cache was the largest thing in memory, and its blocks fit nothing else.
     release_freed_memory(backbone.device)
     states = [sampled.trunk_SH for sampled in drawn_own]
     # What the others need to know of a row is small: its states stay here.

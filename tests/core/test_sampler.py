@@ -244,7 +244,7 @@ def test_captured_states_and_readings_are_those_of_a_whole_pass(
         read=lambda hidden_BH: hidden_BH @ weights_H,
     )
     hook.remove()
-    assert len(set(widths)) > 3, "rows have left the batch more than once"
+    assert len(set(widths)) > 2, "rows have left the batch"
     assert {s.finished for s in drawn} == {True, False}
     for request, sampled in zip(requests, drawn, strict=True):
         row = torch.tensor([[*request.prompt_ids, *sampled.tokens]])

@@ -1,0 +1,62 @@
+"""Linear layers with their weights arranged for few rows, for as long as a model decodes.
+
+A decoding step multiplies a few rows by every weight of the model, and each product would arrange its weight
+anew, which for so few rows costs more than multiplying. The arranged copies live within `packed` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from rlhf.core import onednn
+from rlhf.core.lora import forget_merged, plain_lora
+
+
+@contextmanager
+def packed(model: nn.Module) -> Iterator[int]:
+    """Within this, the fp32 linear layers of a model on a CPU multiply by arranged copies of their weights.
+
+    Gives their number. The copies are of the weights as they are now, so nothing may be trained meanwhile;
+    gradients do not pass. Layers of other kinds, dtypes and devices stay as they are.
+    """
+    changed: list[tuple[Any, Any]] = []
+    try:
+        for layer, weight, bias in _layers(model):
+            changed.append((layer, layer.__dict__.get("forward")))
+            layer.forward = partial(_forward, onednn.arranged(weight), bias)
+            if isinstance(layer, LoraLayer):
+                forget_merged(layer)  # the arranged copy of it is enough meanwhile
+        yield len(changed)
+    finally:
+        for layer, before in changed:
+            if before is None:
+                del layer.forward
+            else:
+                layer.forward = before
+
+
+def _forward(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return onednn.times(x, weight, bias)
+
+
+@torch.no_grad()
+def _layers(model: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
+    """(layer, the weight [O, I] that it multiplies by, bias) of the layers that can be packed."""
+    parts: set[int] = set()
+    for layer in model.modules():
+        plain: tuple[Tensor, Tensor | None] | None = None
+        if isinstance(layer, LoraLayer):
+            parts.update(id(part) for part in layer.modules())  # they are multiplied by through the layer
+            merged = plain_lora(layer, layer.get_base_layer().weight)
+            plain = (merged[0], merged[1]) if merged is not None else None
+        elif id(layer) not in parts and onednn.is_plain_linear(layer):
+            plain = layer.weight, layer.bias
+        if plain is not None and onednn.suits(plain[0]):
+            yield layer, *plain
