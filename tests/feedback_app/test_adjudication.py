@@ -140,3 +140,8 @@ def test_only_leads_decide_and_only_about_work(store, dispute, lead, people):
     with pytest.raises(StoreError, match="gold task; there is nothing to decide"):
         adjudicate(store, answer(view, lead, thumb="up"), lead, client_key="k")
     assert rows(store, "SELECT count(*) FROM annotations WHERE purpose = 'adjudicate'") == [(0,)]
+    # A disputed pair whose answer is known now is no longer to be decided.
+    set_gold(store, dispute.task.task_id, {"preference": "first"})
+    with store.read() as connection:
+        assert disputed(connection, "p") == []
+        assert num_disputed(connection, "p") == 0

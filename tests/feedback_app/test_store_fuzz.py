@@ -32,8 +32,9 @@ def world(store):
     ids = make(store, "pairwise", 2, num_tasks=14, overlap=OVERLAP)
     for task_id in ids[:3]:
         set_gold(store, task_id, {"preference": "first"})
-    change_settings(store, "p", {"gold_rate": 0.15, "repeat_rate": 0.15, "repeat_after": 2}, actor="t")
-    people = [create_annotator(store, f"person {n}", password=None) for n in range(4)]
+    change_settings(store, "p", {"gold_rate": 0.15, "repeat_rate": 0.25, "repeat_after": 1}, actor="t")
+    # Simulated people have ids made from their names: the draws of a seed are the same in every run.
+    people = [create_annotator(store, f"person {n}", password=None, simulated=True) for n in range(4)]
     return people, create_annotator(store, "lead", password=None, role="lead")
 
 
