@@ -14,6 +14,7 @@ from feedback_app.quality.agreement import (
     weighted_kappa,
 )
 from feedback_app.quality.answers import SECOND, TIE, Answers, Comparisons, Labels
+from feedback_app.quality.bias import length_bias, side_bias
 from feedback_app.quality.resampling import group_sums, interval_of, share
 from rlhf.core.stats import Interval
 
@@ -128,6 +129,46 @@ def labels_panel(answers: Answers) -> Panel:
         [row for row in rows if row["count"]],
         {"kind": "stack", "x": "group", "part": "label", "y": "share"},
         empty="No answers yet.",
+    )
+
+
+def biases_panel(answers: Answers) -> Panel:
+    """Shares of choices for the left and for the longer answer, over all people."""
+    comparisons = answers.comparisons
+    rows: list[dict[str, object]] = []
+    note = "Sides are shuffled: without a bias half of the choices are for the left. A longer answer may be better."
+    side = side_bias(comparisons.left[comparisons.left >= 0])
+    if side is not None:
+        rows.append({"what": "left answer chosen", **ranged("share", side.left), "n": side.left.n})
+        note += f" Left against right: p = {side.p:.2g} (exact binomial test)."
+    chosen = np.flatnonzero(comparisons.preferring)
+    verdict = comparisons.verdict[chosen]
+    length = length_bias(
+        comparisons.lengths[chosen, verdict],
+        comparisons.lengths[chosen, 1 - verdict],
+        comparisons.task[chosen],
+    )
+    if length is not None:
+        rows.append({"what": "longer answer chosen", **ranged("share", length.longer), "n": length.longer.n})
+        if length.slope is not None:
+            low, mid, high = (2**value for value in (length.slope.low, length.slope.mean, length.slope.high))
+            note += f" Twice the length multiplies the odds of being chosen by {mid:.2f} ({low:.2f} to {high:.2f})."
+    return Panel(
+        "biases",
+        "Biases",
+        (
+            Column("what", "share of choices"),
+            Column("share", "share", "share", ranged=True),
+            Column("n", "choices", "count"),
+        ),
+        rows,
+        {
+            "kind": "dots",
+            "label": ["what"],
+            "facets": [{"key": "share", "zero": 0.5, "from": 0.25, "to": 0.75}],
+        },
+        note,
+        "No comparisons yet.",
     )
 
 

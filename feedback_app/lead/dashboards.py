@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, text
 
-from feedback_app.lead.agreement_panels import agreement_panel, labels_panel
+from feedback_app.lead.agreement_panels import agreement_panel, biases_panel, labels_panel
 from feedback_app.lead.drift_panels import drift_panels
 from feedback_app.lead.model_panels import model_panels
 from feedback_app.lead.panels import Panel, View, tile
@@ -85,7 +85,7 @@ class Dashboards:
                 if first
                 else tile("agreement", None),
             ],
-            [throughput[0], agreement, labels, progress, throughput[1]],
+            [throughput[0], agreement, labels, found["biases"], progress, throughput[1]],
         )
 
     def panel(self, project: str, name: str) -> Panel | None:
@@ -137,6 +137,7 @@ def compute(connection: Connection, project: str, min_seconds: float) -> dict[st
         "names": answers.names,
         "agreement": agreement_panel(answers),
         "labels": labels_panel(answers),
+        "biases": biases_panel(answers),
         "people": people_quality(answers, min_seconds=min_seconds),
         "gold": gold,
         "consistency": _consistency(connection, project),

@@ -178,6 +178,27 @@ def test_drift_shows_every_week_and_no_change_where_there_is_none(rated):
     assert {row["what"] for row in found["changes"].rows} >= {"agreement", "tie"}
 
 
+def test_the_longer_and_the_left_answer_are_counted(rated):
+    """Against a count of the same rows by hand."""
+    with rated.read() as connection:
+        found = connection.execute(text("SELECT completion_id, length(text) FROM completions"))
+        lengths = dict(found.tuples().all())
+    longer, left = [], []
+    for judgement in judgements(rated, "support"):
+        if judgement.preference in ("first", "second"):
+            chosen = judgement.completion_ids[judgement.preference == "second"]
+            other = judgement.completion_ids[judgement.preference == "first"]
+            left.append(judgement.shown_order[0] == chosen)
+            if lengths[chosen] != lengths[other]:
+                longer.append(lengths[chosen] > lengths[other])
+    panel = panels(rated, "overview")["biases"]
+    for row, counted in zip(panel.rows, (left, longer), strict=True):
+        assert row["n"] == len(counted)
+        assert row["share"] == pytest.approx(sum(counted) / len(counted), abs=1e-4)
+        assert row["share_low"] < row["share"] < row["share_high"]
+    assert "Twice the length multiplies the odds" in panel.note
+
+
 def test_every_figure_of_the_overview_and_the_queue_adds_up(store, fill, people):
     fill(store, 5, overlap=2)
     for person in people[:2]:

@@ -30,7 +30,7 @@ function tiles(list) {
 }
 
 function panelView(panel) {
-  const wide = WIDE.has(panel.name) && !(panel.name === "queue" && page === "overview");
+  const wide = WIDE.has(panel.name);
   const head = html("div", { class: "ld-head" }, html("h2", {}, panel.title),
     panel.rows.length ? html("a", { class: "ld-csv", href: `${API}/${encodeURIComponent(project)}/${panel.name}.csv`, download: `${panel.name}.csv` }, "CSV") : null);
   const box = html("section", { class: "ld-panel" + (wide ? " ld-wide" : ""), "data-panel": panel.name }, head);
