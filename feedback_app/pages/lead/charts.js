@@ -220,7 +220,7 @@ function stacked(title, width, groups, known, colours = PALETTE) {
       const length = part.value * inner;
       if (length <= 0) continue;
       const box = make("g", { class: "ld-part" }, make("rect", { x: names + from + 0.5, y: line * i + 5, width: Math.max(0.5, length - 1.5), height: line - 12, rx: 3, style: `fill: ${colour(part.name)}` }));
-      if (length > 44) box.append(label(names + from + length / 2, line * i + 22, part.inside, { class: "ld-inside", "text-anchor": "middle", "data-part": known.indexOf(part.name) }));
+      if (length > 44) box.append(label(names + from + length / 2, line * i + 22, part.inside, { class: "ld-inside", "text-anchor": "middle", "data-on": colours[known.indexOf(part.name) % colours.length] }));
       picture.append(hint(box, `${group.name}, ${part.name}: ${part.words}`));
       from += length;
     }
