@@ -93,7 +93,7 @@ def test_agreement_on_real_ratings_is_the_published_one(store, tmp_path, shared_
     path = tmp_path / "pandalm.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = import_file(store, ImportConfig(file=path, project="pandalm"), quarantine=None)
-    assert (counts.ratings, counts.tasks, counts.surplus) == (2997, 999, 0)
+    assert (counts.ratings, counts.tasks, counts.corrected) == (2997, 999, 0)
     found = pairwise_agreement(store, "pandalm")
     assert found.n_items == 999
     assert found.alpha == pytest.approx(0.864, abs=0.002)
