@@ -32,8 +32,8 @@ from feedback_app.store.engine import Store
 TASKS_PER_KILL = 150
 OVERLAP = 2
 RANDOM_MOMENT_S = (0.1, 1.5)
-ANSWERS_BEFORE_KILL = (1, 60)
-DEADLINE_S = 60.0
+ANSWERS_BEFORE_KILL = (1, 40)
+DEADLINE_S = 180.0
 PAUSE_S = 0.2
 RETRY_S = 0.3
 

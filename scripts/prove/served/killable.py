@@ -11,13 +11,12 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import feedback_app.app as served_app
-from feedback_app.config import AppConfig
-from feedback_app.store.engine import Store
 from rlhf.cli import main
 from rlhf.core.errors import StoreError
 
@@ -50,8 +49,8 @@ def serve(db_url: str, port: int, die_at: int) -> None:
     if die_at:
         build = served_app.build_app
 
-        def build_mortal(store: Store, settings: AppConfig) -> FastAPI:
-            app = build(store, settings)
+        def build_mortal(*args: Any, **options: Any) -> FastAPI:
+            app = build(*args, **options)
             app.add_middleware(DiesBeforeReply, left=die_at)
             return app
 
