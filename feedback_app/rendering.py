@@ -9,6 +9,7 @@ written, and a text that takes too long, nests too deep or grows too large comes
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -45,6 +46,7 @@ TAGS: dict[str, frozenset[str]] = {
     "a": frozenset({"href"}),
 }
 LINK_SCHEMES = frozenset({"http", "https", "mailto"})
+_HOST = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.?|[0-9a-f:]*:[0-9a-f:.]+")
 _MATH = frozenset({"math_inline", "math_inline_double", "math_block", "amsmath", "math_bracket"})
 _DELIMITERS = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 _RENAMED = {"h1": "h3", "h2": "h4", "h3": "h5", "h4": "h6", "h5": "h6"}  # h1 and h2 belong to the page
@@ -294,16 +296,17 @@ def _opened(token: Token) -> list[Any]:
 
 
 def is_link(address: str) -> bool:
-    """Whether a click may lead there: http, https or mailto, absolute, without control characters."""
+    """Whether a click may lead there: an absolute http or https address with a plain host, or mailto."""
     try:
         parts = urlsplit(address)
+        port = parts.port  # raises for what is none
     except ValueError:
         return False
-    return (
-        parts.scheme in LINK_SCHEMES
-        and bool(parts.netloc or parts.scheme == "mailto")
-        and address.isprintable()
-    )
+    if not address.isascii() or not address.isprintable() or parts.scheme not in LINK_SCHEMES:
+        return False
+    if parts.scheme == "mailto":
+        return bool(parts.path) and not parts.netloc
+    return port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
 
 
 def _address(href: str, title: str) -> Node:

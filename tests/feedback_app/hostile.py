@@ -282,7 +282,7 @@ UNSEEN = [
     "| שלום | b |\n|---|---|\n| \u202eabc | \u202b1 |",
     "می‌خواهم क्‍ष 👨‍👩‍👧‍👦 🏴󠁧󠁢󠁥󠁮󠁧󠁿 ❤️ (joiners that belong there)",
     "\ufff9annotated\ufffaruby\ufffb",
-    "\x00\x01\x02\x07\x08\x1b[31mred\x1b[0m\x7f\x9b",
+    "\x01\x02\x07\x08\x1b[31mred\x1b[0m\x7f\x9b",
     "\r\n\r\r\n\u0085\u2028\u2029\x0b\x0c",
     "𝓯𝓪𝓷𝓬𝔂 ＦＵＬＬＷＩＤＴＨ ﷽ ꧅ ﷺ",
     "\u180e\u206a\u206b\u206c\u206d\u206e\u206f",

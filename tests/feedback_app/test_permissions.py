@@ -57,6 +57,26 @@ EXACT = {
     ("POST", "/logout"): PERSON,
     ("GET", "/metrics"): Access(scope="metrics", token_roles=ROLES),
 }
+REST = "/api/v1"
+REST_ROUTES = {
+    "anybody": "GET /me, GET /openapi.json",
+    "read": "GET /projects, GET /projects/{project}, GET /projects/{project}/settings, "
+    "GET /projects/{project}/quality, GET /prompts, GET /prompts/{prompt_id}, GET /completions, "
+    "GET /projects/{project}/tasks, GET /projects/{project}/annotations, GET /projects/{project}/snapshots, "
+    "GET /snapshots/{snapshot_id}, GET /snapshots/{snapshot_id}/files/{name:path}",
+    "write": "POST /projects, PATCH /projects/{project}/settings, POST /prompts, POST /completions, "
+    "POST /projects/{project}/tasks, POST /imports, POST /projects/{project}/snapshots",
+    "admin": "GET /users, POST /users, PATCH /users/{annotator_id}",
+}
+REST_ACCESS = {
+    "anybody": Access(roles=ROLES, scope="read", token_roles=ROLES),
+    "read": Access(roles=LEADS, scope="read", token_roles=LEADS),
+    "write": Access(roles=LEADS, scope="write", token_roles=LEADS),
+    "admin": Access(roles=("admin",), scope="admin", token_roles=("admin",)),
+}
+for kind, listed in REST_ROUTES.items():
+    for route in listed.split(", "):
+        EXACT[route.split(" ")[0], REST + route.split(" ")[1]] = REST_ACCESS[kind]
 # What of Gradio is served behind the gate, below each of its mounts.
 GRADIO_SERVED = {"/", "/config", "/theme.css", "/static/{path:path}", "/assets/{path:path}"}
 
@@ -69,13 +89,6 @@ def access_of(method: str, path: str) -> Access | None:
         return PERSON
     if path == "/api/v1/lead" or path.startswith("/api/v1/lead/"):
         return LEAD
-    if path in ("/api/v1/me", "/api/v1/openapi.json"):
-        return Access(roles=ROLES, scope="read", token_roles=ROLES)
-    if path.startswith("/api/v1/users"):
-        return Access(roles=("admin",), scope="admin", token_roles=("admin",))
-    if path.startswith("/api/v1/"):
-        scope = "read" if method in ("GET", "HEAD") else "write"
-        return Access(roles=LEADS, scope=scope, token_roles=LEADS)
     for mount in GRADIO_PATHS:
         if path.startswith(f"{mount}/"):
             served = method in ("GET", "HEAD") and path.removeprefix(mount) in GRADIO_SERVED
