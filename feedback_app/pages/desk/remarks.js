@@ -16,6 +16,7 @@ function keysOfFlags(flags) {
 
 function drawFlags() {
   const flags = (state.info.settings || {}).flags || [];
+  state.flags = new Set([...state.flags].filter((flag) => flags.includes(flag))); // some may be offered no more
   flagKeys = keysOfFlags(flags);
   const keyOf = Object.fromEntries(Object.entries(flagKeys).map(([key, flag]) => [flag, upper(key)]));
   $("rd-flags").hidden = !flags.length;

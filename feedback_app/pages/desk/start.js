@@ -26,6 +26,7 @@ async function start() {
   [state.desk] = await Promise.all([insist(overview()), tabs.meet()]);
   const { me, projects, lease_s } = state.desk;
   $("rd-name").textContent = me.name;
+  $("rd-lead").hidden = me.role === "annotator";
   $("rd-project").replaceChildren(...projects.map((p) => new Option(p.title, p.id)));
   root.toggleAttribute("data-one", projects.length < 2);
   setInterval(() => {
