@@ -53,12 +53,12 @@ def linear(x: Tensor, weight_OI: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def arranged(weight_OI: Tensor) -> Tensor:
     """A copy of a weight that suits, laid out for products with few rows; only `times` can read it."""
-    return _OPERATORS._reorder_linear_weight(weight_OI, EXPECTED_ROWS)  # type: ignore[no-any-return]
+    return _OPERATORS._reorder_linear_weight(weight_OI, EXPECTED_ROWS)
 
 
 def times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`linear` by oneDNN, whatever the size; the weight may be an arranged copy."""
-    return _OPERATORS._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    return _OPERATORS._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def module_forward(module: Any, x: Tensor) -> Tensor:

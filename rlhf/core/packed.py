@@ -51,11 +51,11 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
     """(layer, the weight [O, I] that it multiplies by, bias) of the layers that can be packed."""
     parts: set[int] = set()
     for layer in model.modules():
-        plain: tuple[Tensor, Tensor | None] | None = None
+        plain: tuple[Any, Any] | None = None
         if isinstance(layer, LoraLayer):
             parts.update(id(part) for part in layer.modules())  # they are multiplied by through the layer
             merged = plain_lora(layer, layer.get_base_layer().weight)
-            plain = (merged[0], merged[1]) if merged is not None else None
+            plain = merged[:2] if merged is not None else None
         elif id(layer) not in parts and onednn.is_plain_linear(layer):
             plain = layer.weight, layer.bias
         if plain is not None and onednn.suits(plain[0]):
