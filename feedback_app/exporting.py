@@ -6,6 +6,7 @@ import time
 from itertools import count
 from pathlib import Path
 
+from feedback_app.collector import fewer_collections
 from feedback_app.config import ExportConfig
 from feedback_app.store.engine import Store
 from feedback_app.store.snapshots import SPLITS, SnapshotManifest, export_snapshot
@@ -15,7 +16,7 @@ from rlhf.core.run import Launch, Workspace
 def run(settings: ExportConfig, launch: Launch) -> None:
     """Export to --out, or to WORKSPACE/snapshots/PROJECT-DATE."""
     out = launch.out or default_out(Workspace(launch.workspace).snapshots, settings.project)
-    with Store.open(launch.db, create=False) as store:
+    with fewer_collections(), Store.open(launch.db, create=False) as store:
         if launch.force:
             _set_aside(out)
         manifest = export_snapshot(

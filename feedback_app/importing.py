@@ -17,6 +17,7 @@ from pathlib import Path
 from sqlalchemy import text
 
 from feedback_app.accounts import checked_name, create_annotator, list_accounts
+from feedback_app.collector import fewer_collections
 from feedback_app.config import ImportConfig
 from feedback_app.formats.detect import Reading, parse_mapping
 from feedback_app.formats.items import MAX_COMPLETIONS, Answer, Item
@@ -41,7 +42,8 @@ from rlhf.core.records import TaskKind, content_id
 from rlhf.core.run import Launch
 from rlhf.core.tables import read_table
 
-BATCH = 1000
+BATCH = 2000
+_SAID = ("preference", "ranking", "scores", "demonstration", "thumb")
 _NEW_TASKS = text("SELECT count(*) FROM tasks WHERE project_id = :project AND created_at >= :since")
 _RUBRIC = text(
     "SELECT title, text, attributes FROM rubrics WHERE project_id = :project ORDER BY version DESC LIMIT 1"
@@ -69,7 +71,7 @@ def run(settings: ImportConfig, launch: Launch) -> None:
     """Import one file and say what became of it."""
     quarantine = settings.quarantine or settings.file.with_name(settings.file.name + ".quarantine.jsonl")
     rubric = _read_rubric(settings.rubric)
-    with Store.open(launch.db) as store:
+    with fewer_collections(), Store.open(launch.db) as store:
         counts = import_file(store, settings, quarantine=quarantine, rubric=rubric)
     print(describe(counts, settings, quarantine))
 
@@ -211,9 +213,7 @@ def _import_batch(
                 continue
             annotator_id = raters.id_for(answer, task_id)
             judgement = found.judgement(answer, item, task_id, annotator_id, order)
-            said = judgement.model_dump(
-                include={"preference", "ranking", "scores", "demonstration", "thumb"}, exclude_none=True
-            )
+            said = {name: value for name in _SAID if (value := getattr(judgement, name)) is not None}
             # the key of a pair's rating is that of earlier versions: the verdict and its strength
             what = (said.get("preference"), answer.strength) if answer.kind == "pairwise" else (said,)
             key = content_id("import", task_id, annotator_id, *what, answer.reason)

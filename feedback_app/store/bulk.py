@@ -11,9 +11,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, Connection, Row, bindparam, insert, text
+from sqlalchemy import JSON, Connection, text
 
 from feedback_app.store.annotations import Receipt, Submission, submit_in
 from feedback_app.store.checks import check_fits, check_key_and_time, check_words
@@ -21,31 +21,31 @@ from feedback_app.store.disputes import note_dispute
 from feedback_app.store.engine import Store
 from feedback_app.store.leases import check_annotator, shuffled
 from feedback_app.store.projects import settings_of
+from feedback_app.store.rows import insert_rows, look_up, run_for
 from feedback_app.store.schema import annotation_texts, annotations_table, leases
-from feedback_app.store.tasks import chunks, existing
+from feedback_app.store.tasks import LOOK_UP, chunks, existing
 from rlhf.core.records import content_id
 
 _TASKS = (
-    "SELECT t.task_id, t.kind, t.project_id, t.pool, t.repeat_for, t.dispute, t.simulated, t.num_done, "
-    "p.settings, r.rubric_id, r.attributes FROM tasks t JOIN projects p ON p.project_id = t.project_id "
-    "JOIN rubrics r ON r.project_id = t.project_id "
-    "AND r.version = (SELECT max(version) FROM rubrics WHERE project_id = t.project_id) "
-    "WHERE t.task_id IN :ids ORDER BY t.task_id"
+    "SELECT t.task_id, t.kind, t.project_id, t.pool, t.repeat_for, t.dispute, t.simulated, t.num_done "
+    "FROM {wanted} w CROSS JOIN tasks t WHERE t.task_id = w.id ORDER BY t.task_id"
 )
-_PLACES = text(
-    "SELECT task_id, completion_id FROM task_completions WHERE task_id IN :ids ORDER BY task_id, position"
-).bindparams(bindparam("ids", expanding=True))
-_ANSWERED = text("SELECT task_id, annotator_id FROM annotations WHERE task_id IN :ids").bindparams(
-    bindparam("ids", expanding=True)
+_LOCKED = {"sqlite": "", "postgresql": " FOR UPDATE OF t"}
+_PROJECT = text(
+    "SELECT p.settings, r.rubric_id, r.attributes FROM projects p JOIN rubrics r ON r.project_id = p.project_id "
+    "WHERE p.project_id = :project ORDER BY r.version DESC LIMIT 1"
+).columns(settings=JSON, attributes=JSON)
+_PLACES = (
+    "SELECT c.task_id, c.completion_id FROM {wanted} w CROSS JOIN task_completions c WHERE c.task_id = w.id "
+    "ORDER BY c.task_id, c.position"
 )
+_ANSWERED = "SELECT a.task_id, a.annotator_id FROM {wanted} w CROSS JOIN annotations a WHERE a.task_id = w.id"
 # Ratings that somebody brings are wanted: the task's overlap grows where it has no place left for them.
-_MAKE_ROOM = text(
-    "UPDATE tasks SET overlap = num_done + num_held + :needed, is_open = (retired_at IS NULL) "
-    "WHERE task_id = :task_id AND pool = 'queue' AND overlap < num_done + num_held + :needed"
-)
-_FILL = text(
-    "UPDATE tasks SET num_done = num_done + :done, "
-    "is_open = (retired_at IS NULL AND num_done + num_held + :done < overlap) WHERE task_id = :task_id"
+_FILL = (
+    "UPDATE tasks SET num_done = num_done + :done, overlap = CASE WHEN overlap < num_done + num_held + :done "
+    "THEN num_done + num_held + :done ELSE overlap END, "
+    "is_open = (retired_at IS NULL AND num_done + num_held + :done < overlap) "
+    "WHERE task_id IN (SELECT w.id FROM {wanted} w)"
 )
 
 
@@ -58,9 +58,28 @@ class BulkCounts:
     corrected: int = 0
 
 
+class _Task(NamedTuple):
+    task_id: str
+    kind: str
+    project_id: str
+    pool: str
+    repeat_for: str | None
+    dispute: str | None
+    simulated: bool
+    num_done: int
+
+
+@dataclass(frozen=True)
+class _Project:
+    flags: tuple[str, ...]
+    attributes: list[dict[str, Any]]
+    rubric_id: str
+
+
 @dataclass
 class _Batch:
-    tasks: dict[str, Row[Any]]
+    tasks: dict[str, _Task]
+    projects: dict[str, _Project]
     orders: dict[str, tuple[str, ...]]
     answered: set[tuple[str, str]]
     simulated: dict[str, bool] = field(default_factory=dict)
@@ -74,8 +93,8 @@ def import_answers(store: Store, submissions: Sequence[Submission]) -> BulkCount
 def canonical_orders(connection: Connection, task_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """The completions of each task in canonical order."""
     found: dict[str, list[str]] = defaultdict(list)
-    for chunk in chunks(sorted(set(task_ids))):
-        for task_id, completion_id in connection.execute(_PLACES, {"ids": chunk}).tuples():
+    for chunk in chunks(sorted(set(task_ids)), LOOK_UP):
+        for task_id, completion_id in look_up(connection, _PLACES, chunk):
             found[task_id].append(completion_id)
     return {task_id: tuple(ids) for task_id, ids in found.items()}
 
@@ -108,18 +127,16 @@ def _import(connection: Connection, submissions: Sequence[Submission]) -> BulkCo
 
 
 def _look_up(connection: Connection, task_ids: Sequence[str]) -> _Batch:
-    locking = " FOR UPDATE OF t" if connection.dialect.name == "postgresql" else ""
-    query = (
-        text(_TASKS + locking)
-        .bindparams(bindparam("ids", expanding=True))
-        .columns(settings=JSON, attributes=JSON)
-    )
-    tasks: dict[str, Row[Any]] = {}
-    answered: set[tuple[str, str]] = set()
-    for chunk in chunks(task_ids):
-        tasks.update((row.task_id, row) for row in connection.execute(query, {"ids": chunk}))
-        answered.update(tuple(row) for row in connection.execute(_ANSWERED, {"ids": chunk}))
-    return _Batch(tasks, canonical_orders(connection, task_ids), answered)
+    query = _TASKS + _LOCKED[connection.dialect.name]
+    tasks = {row[0]: _Task(*row) for row in look_up(connection, query, task_ids)}
+    projects = {}
+    for project in {task.project_id for task in tasks.values()}:
+        row = connection.execute(_PROJECT, {"project": project}).one()
+        projects[project] = _Project(settings_of(row.settings).flags, row.attributes, row.rubric_id)
+    answered: set[tuple[str, str]] = {
+        (task, person) for task, person in look_up(connection, _ANSWERED, task_ids)
+    }
+    return _Batch(tasks, projects, canonical_orders(connection, task_ids), answered)
 
 
 def _write(connection: Connection, submissions: Sequence[Submission], batch: _Batch) -> None:
@@ -131,11 +148,12 @@ def _write(connection: Connection, submissions: Sequence[Submission], batch: _Ba
     for submission in submissions:
         judgement = submission.judgement
         task = batch.tasks[judgement.task_id]
-        _check(submission, task, batch.orders.get(task.task_id, ()))
+        project = batch.projects[task.project_id]
+        _check(submission, task, project, batch.orders.get(task.task_id, ()))
         if judgement.annotator_id not in batch.simulated:
             batch.simulated[judgement.annotator_id] = check_annotator(connection, judgement.annotator_id)
         simulated = batch.simulated[judgement.annotator_id] or bool(task.simulated)
-        lease, row = _rows(submission, task, simulated, now)
+        lease, row = _rows(submission, task, project.rubric_id, simulated, now)
         leased.append(lease)
         rows.append(row)
         if judgement.reason or judgement.demonstration is not None:
@@ -144,20 +162,20 @@ def _write(connection: Connection, submissions: Sequence[Submission], batch: _Ba
         places[task.task_id] += 1
     if not rows:
         return
-    ordered = sorted(places.items())
-    connection.execute(_MAKE_ROOM, [{"task_id": task_id, "needed": number} for task_id, number in ordered])
-    connection.execute(insert(leases), leased)
-    connection.execute(insert(annotations_table), rows)
-    if texts:
-        connection.execute(insert(annotation_texts), texts)
-    connection.execute(_FILL, [{"task_id": task_id, "done": number} for task_id, number in ordered])
-    for task_id, number in ordered:
+    insert_rows(connection, leases, leased)
+    insert_rows(connection, annotations_table, rows)
+    insert_rows(connection, annotation_texts, texts)
+    for done in sorted(set(places.values())):
+        run_for(
+            connection, _FILL, [task_id for task_id, number in places.items() if number == done], done=done
+        )
+    for task_id, number in sorted(places.items()):
         task = batch.tasks[task_id]
         if number + task.num_done > 1:
             note_dispute(connection, task_id, task.kind, task.dispute)
 
 
-def _check(submission: Submission, task: Row[Any], order: tuple[str, ...]) -> None:
+def _check(submission: Submission, task: _Task, project: _Project, order: tuple[str, ...]) -> None:
     judgement = submission.judgement
     check_key_and_time(submission.client_key, submission.seconds)
     check_words("reason", judgement.reason)
@@ -166,14 +184,14 @@ def _check(submission: Submission, task: Row[Any], order: tuple[str, ...]) -> No
         judgement,
         kind=task.kind,
         completion_ids=order,
-        attributes=task.attributes,
-        flags=settings_of(task.settings).flags,
+        attributes=project.attributes,
+        flags=project.flags,
         imported=submission.origin == "import",
     )
 
 
 def _rows(
-    submission: Submission, task: Row[Any], simulated: bool, now: float
+    submission: Submission, task: _Task, rubric_id: str, simulated: bool, now: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     judgement = submission.judgement
     shown = judgement.shown_order or shuffled(task.task_id, judgement.annotator_id, judgement.completion_ids)
@@ -200,7 +218,7 @@ def _rows(
         "flags": list(judgement.flags),
         "shown_order": list(judgement.shown_order or judgement.completion_ids),
         "seconds": submission.seconds,
-        "rubric_id": task.rubric_id,
+        "rubric_id": rubric_id,
         "origin": submission.origin,
         "surplus": False,
         "simulated": simulated,

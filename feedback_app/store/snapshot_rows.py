@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from json.encoder import JSONEncoder, encode_basestring
 from typing import Any
 
 from sqlalchemy import Connection, Row, text
+
+from feedback_app.store.rows import look_up
 
 BATCH = 1000
 _quoted = encode_basestring
@@ -30,12 +32,6 @@ _ANSWERS = (
     "WHERE {plus}a.project_id = :project AND NOT a.surplus "
     "ORDER BY a.annotation_id"
 )
-# A thousand ids as one parameter: a list of a thousand parameters takes longer to write than to look up.
-# It comes first in a CROSS JOIN, so that SQLite looks up each id instead of walking the whole table.
-_WANTED = {
-    "sqlite": "(SELECT value AS id FROM json_each(:ids))",
-    "postgresql": "(SELECT json_array_elements_text(CAST(:ids AS json)) AS id)",
-}
 _PROMPTS = (
     "SELECT p.prompt_id, p.group_id, p.messages FROM {wanted} w CROSS JOIN prompts p WHERE p.prompt_id = w.id"
 )
@@ -183,20 +179,15 @@ def _assistant(content: str) -> str:
 
 
 def _asks(connection: Connection, ids: Iterable[str]) -> dict[str, Ask]:
-    rows = _look_up(connection, _PROMPTS, ids)
+    rows = look_up(connection, _PROMPTS, ids)
     return {prompt_id: Ask(prompt_id, group_id, _as_json(messages)) for prompt_id, group_id, messages in rows}
 
 
 def _completions(connection: Connection, task_ids: Iterable[str]) -> dict[str, dict[str, str]]:
     shown: dict[str, dict[str, str]] = defaultdict(dict)
-    for task_id, completion_id, content in _look_up(connection, _COMPLETIONS, task_ids):
+    for task_id, completion_id, content in look_up(connection, _COMPLETIONS, task_ids):
         shown[task_id][completion_id] = _quoted(content)
     return shown
-
-
-def _look_up(connection: Connection, query: str, ids: Iterable[str]) -> Sequence[tuple[Any, ...]]:
-    statement = text(query.format(wanted=_WANTED[connection.dialect.name]))
-    return connection.execute(statement, {"ids": json.dumps(sorted(ids))}).tuples().all()
 
 
 def _parsed(value: Any) -> Any:

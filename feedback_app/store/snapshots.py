@@ -27,7 +27,7 @@ from collections import Counter
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -35,6 +35,7 @@ from sqlalchemy import Connection, insert, select
 
 from feedback_app.store import audit
 from feedback_app.store.engine import Store
+from feedback_app.store.rows import insert_rows
 from feedback_app.store.schema import projects, rubrics, snapshot_members, snapshots
 from feedback_app.store.snapshot_rows import (
     Answer,
@@ -55,6 +56,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FOLDERS = ("trl", "unpaired", "sft", "scores", "rankings")
 FORMAT = 1
 MEMBER_CHUNK = 5000
+LINES_CHARS = 1 << 17
 
 
 class SplitCounts(BaseModel):
@@ -151,6 +153,33 @@ def _fill(connection: Connection, project: str, writer: _Writer) -> None:
     writer.rubric_versions = _rubric_versions(connection, writer.rubric_ids)
 
 
+class _Lines:
+    """A file of lines and the hash of its bytes. Lines are encoded, hashed and written many at a time."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.hash = file, hashlib.sha256()
+        self.waiting: list[str] = []
+        self.num_chars = 0
+
+    def add(self, line: str) -> None:
+        self.waiting.append(line)
+        self.num_chars += len(line)
+        if self.num_chars >= LINES_CHARS:
+            self._write()
+
+    def _write(self) -> None:
+        data = "".join(self.waiting).encode("utf-8")
+        self.file.write(data)
+        self.hash.update(data)
+        self.waiting, self.num_chars = [], 0
+
+    def flush(self) -> None:
+        """Everything on disk."""
+        self._write()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
 class _Writer:
     """Streams answers into the split files and counts what goes in; ids wait on disk, hashes of them in memory."""
 
@@ -162,8 +191,7 @@ class _Writer:
         folder.mkdir(parents=True)
         self.files = ExitStack()
         self.rows = {split: self._open(folder / f"{split}.jsonl") for split in SPLITS}
-        self.others: dict[tuple[str, Split], IO[bytes]] = {}
-        self.hashes: dict[tuple[str, Split], Any] = {("", split): hashlib.sha256() for split in SPLITS}
+        self.others: dict[tuple[str, Split], _Lines] = {}
         self.counts = {split: dict.fromkeys(("rows", "ties", "without_tie"), 0) for split in SPLITS}
         self.num_rows: dict[str, Counter[str]] = {name: Counter() for name in FOLDERS}
         self.prompts = {split: array("q") for split in SPLITS}
@@ -175,9 +203,9 @@ class _Writer:
         self.rubric_versions: list[int] = []
         self.left_out: dict[str, int] = {}
 
-    def _open(self, path: Path) -> IO[bytes]:
+    def _open(self, path: Path) -> _Lines:
         path.parent.mkdir(exist_ok=True)
-        return self.files.enter_context(open(path, "wb"))
+        return _Lines(self.files.enter_context(open(path, "wb")))
 
     def add(self, answer: Answer) -> None:
         row = answer.row
@@ -208,9 +236,7 @@ class _Writer:
             self.annotators[split].add(row.annotator_id)
 
     def _compare(self, split: Split, line: str, trl: str | None) -> None:
-        data = line.encode("utf-8")
-        self.rows[split].write(data)
-        self.hashes["", split].update(data)
+        self.rows[split].add(line)
         counts = self.counts[split]
         counts["rows"] += 1
         if trl is None:
@@ -223,27 +249,22 @@ class _Writer:
         file = self.others.get((folder, split))
         if file is None:
             file = self.others[folder, split] = self._open(self.folder / folder / f"{split}.jsonl")
-            if folder != "trl":  # which holds what the first three files hold
-                self.hashes[folder, split] = hashlib.sha256()
-        data = line.encode("utf-8")
-        file.write(data)
+        file.add(line)
         self.num_rows[folder][split] += 1
-        if folder != "trl":
-            self.hashes[folder, split].update(data)
 
     def flush(self) -> None:
         for file in (*self.rows.values(), *self.others.values()):
             file.flush()
-            os.fsync(file.fileno())
 
     def manifest(self, project: str) -> SnapshotManifest:
         if not self.num_members:
             raise DataError(
                 f"project '{project}' holds no answer that can be exported yet; rate something first"
             )
-        others = sorted(key for key in self.hashes if key[0])
-        joined = "".join(self.hashes["", split].hexdigest() for split in SPLITS)
-        joined += "".join(f"{'/'.join(key)}:{self.hashes[key].hexdigest()}" for key in others)
+        joined = "".join(self.rows[split].hash.hexdigest() for split in SPLITS)
+        for key in sorted(self.others):
+            if key[0] != "trl":  # which holds what the first three files hold
+                joined += f"{'/'.join(key)}:{self.others[key].hash.hexdigest()}"
         content_hash = hashlib.sha256(joined.encode()).hexdigest()
         now = time.time()
         return SnapshotManifest(
@@ -324,7 +345,7 @@ def _record(store: Store, out: Path, manifest: SnapshotManifest, members: IO[str
                 {"snapshot_id": manifest.snapshot_id, "annotation_id": annotation_id, "split": split}
                 for annotation_id, split in pairs
             ]
-            connection.execute(insert(snapshot_members), chunk)
+            insert_rows(connection, snapshot_members, chunk)
         audit.append(
             connection, actor, "snapshot.export", manifest.snapshot_id, content_hash=manifest.content_hash
         )

@@ -16,6 +16,7 @@ from sqlalchemy import Column, Connection, Table, func, insert, select, update
 from feedback_app.store.checks import check_attributes, check_words
 from feedback_app.store.engine import Store
 from feedback_app.store.leases import TaskView, heartbeat, lease_next, release, skip
+from feedback_app.store.rows import insert_rows, look_up
 from feedback_app.store.schema import completions as completions_table
 from feedback_app.store.schema import projects, rubrics, task_completions
 from feedback_app.store.schema import prompts as prompts_table
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 CHUNK = 500
+LOOK_UP = 5000
 MAX_SORT_KEY = 2**31
 MAX_OVERLAP = 1000
 MAX_WORK_LENGTH = 2_000_000
@@ -61,6 +63,8 @@ If they differ in several ways, the earlier point weighs more. Use *tie* only wh
 *both bad* when you would send neither."""
 
 Item = TypeVar("Item")
+
+_OWNERS = "SELECT c.completion_id, c.prompt_id FROM {wanted} w CROSS JOIN completions c WHERE c.completion_id = w.id"
 
 
 def ensure_project(
@@ -119,7 +123,7 @@ def add_prompts(store: Store, prompts: Iterable[Prompt]) -> int:
     rows = [
         {
             "prompt_id": p.prompt_id,
-            "messages": [m.model_dump() for m in p.messages],
+            "messages": [{"role": m.role, "content": m.content} for m in p.messages],
             "source": p.source,
             "group_id": p.group_id,
             "context": p.context,
@@ -138,7 +142,16 @@ def add_completions(store: Store, completions: Iterable[Completion]) -> int:
     completions = list(completions)
     for c in completions:
         check_words(f"completion {c.completion_id}", c.text, limit=MAX_WORK_LENGTH)
-    rows = [c.model_dump() for c in completions]
+    rows: list[dict[str, Any]] = [
+        {
+            "completion_id": c.completion_id,
+            "prompt_id": c.prompt_id,
+            "text": c.text,
+            "model_id": c.model_id,
+            "sampling": c.sampling,
+        }
+        for c in completions
+    ]
 
     def unit(connection: Connection) -> int:
         wanted = {row["prompt_id"] for row in rows}
@@ -198,8 +211,7 @@ def create_tasks(
             if task_id in new and task_id not in placed:
                 placed.add(task_id)
                 places += [{"task_id": task_id, "position": i, "completion_id": c} for i, c in enumerate(ids)]
-        for chunk in chunks(places):
-            connection.execute(insert(task_completions), chunk)
+        insert_rows(connection, task_completions, places)
         return task_ids
 
     return store.run(unit)
@@ -213,9 +225,10 @@ def chunks(items: Iterable[Item], size: int = CHUNK) -> Iterator[list[Item]]:
 
 def existing(connection: Connection, column: Column[Any], values: Iterable[str]) -> set[str]:
     """Those of `values` that the column holds already."""
+    query = f"SELECT t.{column.name} FROM {{wanted}} w CROSS JOIN {column.table.name} t WHERE t.{column.name} = w.id"
     found: set[str] = set()
-    for chunk in chunks(values):
-        found.update(connection.execute(select(column).where(column.in_(chunk))).scalars())
+    for chunk in chunks(sorted(set(values)), LOOK_UP):
+        found.update(value for (value,) in look_up(connection, query, chunk))
     return found
 
 
@@ -227,20 +240,15 @@ def insert_new(connection: Connection, table: Table, key: str, rows: list[dict[s
     for row in rows:
         if row[key] not in known and row[key] not in fresh:
             fresh[row[key]] = {**row, "created_at": now}
-    for chunk in chunks(fresh.values()):
-        connection.execute(insert(table), chunk)
+    insert_rows(connection, table, fresh.values())
     return set(fresh)
 
 
 def _check_items(connection: Connection, kind: str, items: list[tuple[str, tuple[str, ...]]]) -> None:
     low, high = NUM_COMPLETIONS[kind]
     owner: dict[str, str] = {}
-    for chunk in chunks({c for _, ids in items for c in ids}):
-        query = select(completions_table.c.completion_id, completions_table.c.prompt_id)
-        owner.update(
-            (row.completion_id, row.prompt_id)
-            for row in connection.execute(query.where(completions_table.c.completion_id.in_(chunk)))
-        )
+    for chunk in chunks(sorted({c for _, ids in items for c in ids}), LOOK_UP):
+        owner.update(look_up(connection, _OWNERS, chunk))
     prompt_ids = {prompt_id for prompt_id, _ in items}
     unknown = prompt_ids - existing(connection, prompts_table.c.prompt_id, prompt_ids)
     if unknown:

@@ -280,7 +280,7 @@ def parse_object(raw: bytes, limits: Limits) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8 at byte {error.start + 1} (0x{raw[error.start]:02x})") from error
     try:
-        data = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+        data = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         hint = "; expected a whole object on one line" if raw.strip() in (b"{", b"[") else ""
         raise BadRow(f"broken JSON at column {error.colno}: {error.msg}{hint}") from error
@@ -326,6 +326,10 @@ def _float(text: str) -> float:
     if not math.isfinite(value):
         raise BadRow(f"found {text}, which is too large; expected a finite number")
     return value
+
+
+# one decoder for all rows: json.loads with options makes a new one at every call
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
 
 
 def check_text(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -152,9 +153,11 @@ def test_the_command_says_what_happened(tmp_path, db_url, capsys):
     path.write_text('{"prompt": "q", "completions": ["a", "b"]}\nnonsense\n')
     (tmp_path / "rubric.md").write_text("Be **kind**.")
     launch = Launch(workspace=tmp_path, db=db_url)
+    before = gc.get_threshold()
     run_import(ImportConfig(file=path, project="p", rubric=tmp_path / "rubric.md", simulated=True), launch)
     out = capsys.readouterr().out
     assert "1 rows into project 'p'" in out
     assert "1 prompts, 2 completions, 1 tasks" in out
     assert "1 bad rows" in out
     assert "pairs.jsonl.quarantine.jsonl" in out
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, 0)
