@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -140,6 +142,27 @@ def test_three_kills_lose_nothing() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills, 2 of them between commit and reply" in done.stdout
     assert "0 faults" in done.stdout
+
+
+@pytest.mark.databases("postgresql")
+def test_a_private_postgresql_ends_with_its_owner(db_url: str) -> None:
+    """However the owner ends: nothing of it may stay behind on the machine."""
+    script = "import served.postgres as p, time; kept = p.Postgres(); print(kept.folder, flush=True); time.sleep(60)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PROVE)},
+    )
+    assert owner.stdout is not None
+    folder = Path(owner.stdout.readline().strip())
+    assert (folder / "data").is_dir()
+    owner.kill()
+    owner.wait()
+    deadline = time.monotonic() + 30
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("wrong", ["lost", "doubled", "over quota", "held"])
