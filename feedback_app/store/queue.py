@@ -61,6 +61,9 @@ FINDERS = {
     "sqlite": tuple(text(query) for query in (_AT_HEAD, _AFTER, _ANYWHERE)),
     "postgresql": tuple(text(q) for q in (_AT_HEAD_LOCKED, _AFTER + _SKIP_LOCKED, _ANYWHERE + _SKIP_LOCKED)),
 }
+# On PostgreSQL: what is open though somebody has it locked, and waiting until they are done with it.
+_OPEN_BUT_LOCKED = text(_ANYWHERE)
+_WAIT_FOR = text("SELECT is_open FROM tasks WHERE task_id = :task_id FOR UPDATE")
 # How far they are, and whether anything is prioritised at all: mostly nothing is, and then nobody looks there.
 _POSITION = text(
     "SELECT (SELECT num_answers + num_skips FROM progress WHERE annotator_id = :annotator "
@@ -108,4 +111,18 @@ def _in_queue(connection: Connection, where: dict[str, Any]) -> str | None:
         if found is not None:
             return str(found)
     found = connection.execute(anywhere, where).scalar()
+    if found is None and connection.dialect.name == "postgresql":
+        found = _after_waiting(connection, where)
     return None if found is None else str(found)
+
+
+def _after_waiting(connection: Connection, where: dict[str, Any]) -> str | None:
+    """A task that was passed over because somebody had locked it, and that is still open once they are done.
+
+    Near the end of a queue a few people look at the same tasks; whoever finds all of them locked would be told
+    that nothing is left.
+    """
+    while (candidate := connection.execute(_OPEN_BUT_LOCKED, where).scalar()) is not None:
+        if connection.execute(_WAIT_FOR, {"task_id": candidate}).scalar():
+            return str(candidate)
+    return None
