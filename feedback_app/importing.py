@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -136,7 +137,7 @@ def import_file(
     first = next(batches, [])  # before the progress line and the project: a bad file is one error and no more
     _prepare_project(store, settings, rubric)
     with progress("rows", None, stage="import", silent=silent) as bar:
-        for batch in chain([first], batches):
+        for batch in chain([first], _read_ahead(batches)):
             _import_batch(store, settings, batch, raters, counts)
             bar.advance(len(batch))
     if quarantine is not None and quarantine.exists():
@@ -148,6 +149,15 @@ def import_file(
         )
     )
     return counts
+
+
+def _read_ahead(batches: Iterator[list[Item]]) -> Iterator[list[Item]]:
+    """Each batch, the next one being read meanwhile: a database works without Python's lock."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
+        reading = reader.submit(next, batches, None)
+        while (batch := reading.result()) is not None:
+            reading = reader.submit(next, batches, None)
+            yield batch
 
 
 def _counted(rows: Iterable[tuple[int, Item]], counts: ImportCounts) -> Iterator[tuple[int, Item]]:

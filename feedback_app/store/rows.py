@@ -12,7 +12,19 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import JSON, Connection, CursorResult, Table, TextClause, text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Connection,
+    CursorResult,
+    Double,
+    Integer,
+    String,
+    Table,
+    TextClause,
+    text,
+)
+from sqlalchemy.types import TypeEngine
 
 # The ids come first in a CROSS JOIN, so that SQLite looks up each instead of walking the whole table.
 _WANTED = {
@@ -20,7 +32,14 @@ _WANTED = {
     "postgresql": "(SELECT json_array_elements_text(CAST(:ids AS json)) AS id)",
 }
 _encoded = json.JSONEncoder().encode
-_MARKS = {"sqlite": "?", "postgresql": "%s"}
+# The array of each kind of column, as PostgreSQL names it; JSON travels as text.
+_ARRAYS: dict[type[TypeEngine[Any]], str] = {
+    String: "text",
+    JSON: "text",
+    Integer: "bigint",
+    Double: "double precision",
+    Boolean: "boolean",
+}
 
 
 def insert_rows(connection: Connection, table: Table, rows: Collection[dict[str, Any]]) -> None:
@@ -28,8 +47,13 @@ def insert_rows(connection: Connection, table: Table, rows: Collection[dict[str,
     if not rows:
         return
     names = tuple(next(iter(rows)))
-    statement, json_places = _insert(table, names, connection.dialect.name)
-    connection.exec_driver_sql(statement, [_values(row, json_places) for row in rows])
+    json_places = tuple(i for i, name in enumerate(names) if isinstance(table.c[name].type, JSON))
+    values = [_values(row, json_places) for row in rows]
+    if connection.dialect.name == "postgresql":
+        # One statement with a column of each in an array: a statement a row costs twice the time.
+        connection.exec_driver_sql(_insert_arrays(table, names), tuple(map(list, zip(*values, strict=True))))
+    else:
+        connection.exec_driver_sql(_insert(table, names), values)
 
 
 def look_up(connection: Connection, query: str, ids: Iterable[str]) -> Sequence[tuple[Any, ...]]:
@@ -45,10 +69,21 @@ def run_for(connection: Connection, statement: str, ids: Iterable[str], **values
 
 
 @lru_cache(maxsize=64)
-def _insert(table: Table, names: tuple[str, ...], dialect: str) -> tuple[str, tuple[int, ...]]:
-    marks = ", ".join([_MARKS[dialect]] * len(names))
-    statement = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"
-    return statement, tuple(i for i, name in enumerate(names) if isinstance(table.c[name].type, JSON))
+def _insert(table: Table, names: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+
+
+@lru_cache(maxsize=64)
+def _insert_arrays(table: Table, names: tuple[str, ...]) -> str:
+    columns = [table.c[name].type for name in names]
+    arrays = [next(array for kind, array in _ARRAYS.items() if isinstance(c, kind)) for c in columns]
+    given = ", ".join(f"%s::{array}[]" for array in arrays)
+    taken = ", ".join(
+        f"{name}::json" if isinstance(column, JSON) else name
+        for name, column in zip(names, columns, strict=True)
+    )
+    listed = ", ".join(names)
+    return f"INSERT INTO {table.name} ({listed}) SELECT {taken} FROM unnest({given}) AS given ({listed})"
 
 
 def _values(row: dict[str, Any], json_places: tuple[int, ...]) -> tuple[Any, ...]:
