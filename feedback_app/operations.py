@@ -31,7 +31,7 @@ from feedback_app.store import audit, migrate
 from feedback_app.store.engine import Store, check_sqlite_path, parse_url, shown_url
 from feedback_app.store.schema import audit_log, one_time_links, sessions
 from rlhf.core.errors import BusyError, ConfigError, DataError, StoreError
-from rlhf.core.files import file_sha256, write_json
+from rlhf.core.files import atomic_folder, file_sha256, write_json
 from rlhf.core.run import Launch
 
 MANIFEST = "manifest.json"
@@ -73,10 +73,7 @@ def backup(db_url: str, out: Path) -> BackupManifest:
     url, out = parse_url(db_url), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.building-{os.getpid()}")
-    building.mkdir(mode=0o700)  # it holds password hashes
-    try:
+    with atomic_folder(out, 0o700) as building:  # it holds password hashes
         database: Literal["sqlite", "postgresql"] = (
             "sqlite" if url.get_backend_name() == "sqlite" else "postgresql"
         )
@@ -95,12 +92,6 @@ def backup(db_url: str, out: Path) -> BackupManifest:
         )
         file.chmod(0o600)
         write_json(building / MANIFEST, manifest)
-        if out.exists():
-            out.rmdir()
-        os.replace(building, out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return manifest
 
 

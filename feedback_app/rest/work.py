@@ -18,7 +18,6 @@ from feedback_app.rest.paging import Cursor, Limit, after, page
 from feedback_app.security import BEARER
 from feedback_app.store.engine import Store
 from feedback_app.store.projects import ProjectInfo, change_settings, list_projects
-from feedback_app.store.schema import projects
 from feedback_app.store.tasks import add_completions, add_prompts, create_tasks, ensure_project, set_rubric
 from rlhf.core.records import Completion, Prompt
 from rlhf.core.validation import problems
@@ -225,11 +224,9 @@ def work_router(store: Store) -> APIRouter:
 def find_project(store: Store, person: Person, project: str) -> ProjectInfo:
     """A project that this person may see; 404 for any other."""
     with store.read() as connection:
-        known = connection.execute(projects.select().where(projects.c.project_id == project)).first()
-        found = list_projects(connection, person, with_archived=True) if known is not None else []
-    for info in found:
-        if info.project_id == project:
-            return info
+        found = list_projects(connection, person, with_archived=True, project=project)
+    if found:
+        return found[0]
     raise missing("project", project)
 
 

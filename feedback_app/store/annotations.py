@@ -183,30 +183,35 @@ def current_rows(
     columns = {**_JSON_COLUMNS, "messages": JSON} if with_texts else _JSON_COLUMNS
     statement = text(query).columns(**columns)
     result = connection.execution_options(yield_per=1000).execute(statement, {"project": project})
-    for annotation_id, group in groupby(result, key=lambda row: row.annotation_id):
+    for _, group in groupby(result, key=lambda row: row.annotation_id):
         rows = list(group)
         row = rows[0]
         yield (
-            Judgement.model_construct(
-                judgement_id=annotation_id,
-                task_id=row.task_id,
-                prompt_id=row.prompt_id,
-                annotator_id=row.annotator_id,
-                kind=row.kind,
-                completion_ids=tuple(r.completion_id for r in rows if r.completion_id is not None),
-                shown_order=tuple(row.shown_order),
-                preference=row.preference,
-                strength=row.strength,
-                ranking=tuple(tuple(tier) for tier in row.ranking) if row.ranking else None,
-                scores=row.scores,
-                demonstration=row.demonstration,
-                thumb=row.thumb,
-                reason=row.reason,
-                flags=tuple(row.flags),
-                version=row.version,
-            ),
+            judgement_of(row, tuple(r.completion_id for r in rows if r.completion_id is not None)),
             rows,
         )
+
+
+def judgement_of(row: Row[Any], completion_ids: tuple[str, ...]) -> Judgement:
+    """The judgement in a stored row, which was validated when it came in. completion_ids: in canonical order."""
+    return Judgement.model_construct(
+        judgement_id=row.annotation_id,
+        task_id=row.task_id,
+        prompt_id=row.prompt_id,
+        annotator_id=row.annotator_id,
+        kind=row.kind,
+        completion_ids=completion_ids,
+        shown_order=tuple(row.shown_order),
+        preference=row.preference,
+        strength=row.strength,
+        ranking=tuple(tuple(tier) for tier in row.ranking) if row.ranking else None,
+        scores=row.scores,
+        demonstration=row.demonstration,
+        thumb=row.thumb,
+        reason=row.reason,
+        flags=tuple(row.flags),
+        version=row.version,
+    )
 
 
 def submit_in(connection: Connection, submission: Submission, *, adjudicates: bool = False) -> Receipt:
@@ -365,6 +370,15 @@ def _annotation_row(
         "task_id": task.task_id,
         "project_id": task.project_id,
         "annotator_id": judgement.annotator_id,
+        **answer_columns(submission, judgement),
+        "shown_order": list(shown or judgement.completion_ids),
+        "rubric_id": task.rubric_id,
+    }
+
+
+def answer_columns(submission: Submission, judgement: Judgement) -> dict[str, Any]:
+    """The columns of an annotation that say what was answered, and how it came in."""
+    return {
         "client_key": submission.client_key,
         "kind": judgement.kind,
         "preference": judgement.preference,
@@ -373,8 +387,6 @@ def _annotation_row(
         "scores": judgement.scores,
         "thumb": judgement.thumb,
         "flags": list(judgement.flags),
-        "shown_order": list(shown or judgement.completion_ids),
         "seconds": submission.seconds,
-        "rubric_id": task.rubric_id,
         "origin": submission.origin,
     }

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, Connection, text
 
-from feedback_app.store.annotations import Receipt, Submission, submit_in
+from feedback_app.store.annotations import Receipt, Submission, answer_columns, submit_in
 from feedback_app.store.checks import check_fits, check_key_and_time, check_words
 from feedback_app.store.disputes import note_dispute
 from feedback_app.store.engine import Store
@@ -207,19 +207,10 @@ def _rows(
     lease = common | {"state": "submitted", "heartbeat_at": now, "expires_at": now, "closed_at": now}
     row = common | {
         "annotation_id": content_id("j", task.task_id, judgement.annotator_id, 1),
-        "client_key": submission.client_key,
         "version": 1,
-        "kind": judgement.kind,
-        "preference": judgement.preference,
-        "strength": judgement.strength,
-        "ranking": [list(tier) for tier in judgement.ranking] if judgement.ranking else None,
-        "scores": judgement.scores,
-        "thumb": judgement.thumb,
-        "flags": list(judgement.flags),
+        **answer_columns(submission, judgement),
         "shown_order": list(judgement.shown_order or judgement.completion_ids),
-        "seconds": submission.seconds,
         "rubric_id": rubric_id,
-        "origin": submission.origin,
         "surplus": False,
         "simulated": simulated,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import JSON, Connection, Row, text
 
+from feedback_app.store.annotations import judgement_of
 from feedback_app.store.leases import TaskView, view_task
 from rlhf.core.errors import StoreError
 from rlhf.core.records import Judgement
@@ -94,22 +95,4 @@ def open_answer(connection: Connection, annotation_id: str, annotator_id: str) -
 
 
 def _judgement(connection: Connection, row: Row[Any]) -> Judgement:
-    ids = tuple(connection.execute(_COMPLETIONS, {"task_id": row.task_id}).scalars())
-    return Judgement.model_construct(
-        judgement_id=row.annotation_id,
-        task_id=row.task_id,
-        prompt_id=row.prompt_id,
-        annotator_id=row.annotator_id,
-        kind=row.kind,
-        completion_ids=ids,
-        shown_order=tuple(row.shown_order),
-        preference=row.preference,
-        strength=row.strength,
-        ranking=tuple(tuple(group) for group in row.ranking) if row.ranking else None,
-        scores=row.scores,
-        demonstration=row.demonstration,
-        thumb=row.thumb,
-        reason=row.reason,
-        flags=tuple(row.flags),
-        version=row.version,
-    )
+    return judgement_of(row, tuple(connection.execute(_COMPLETIONS, {"task_id": row.task_id}).scalars()))

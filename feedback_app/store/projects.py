@@ -96,14 +96,20 @@ class ProjectInfo:
     archived_at: float | None
 
 
-_LIST = text(
+_LISTED = (
     "SELECT p.*, r.version, r.title AS rubric_title, r.text AS rubric_text, r.attributes, "
     "(SELECT count(*) FROM tasks t WHERE t.project_id = p.project_id AND t.is_open) AS num_open, "
     "EXISTS (SELECT 1 FROM project_members m WHERE m.project_id = p.project_id AND m.annotator_id = :person) "
     "AS is_member FROM projects p JOIN rubrics r ON r.project_id = p.project_id "
     "AND r.version = (SELECT max(version) FROM rubrics WHERE project_id = p.project_id) "
-    "ORDER BY p.created_at DESC, p.project_id"
-).columns(settings=projects.c.settings.type, attributes=projects.c.settings.type)
+    "{only} ORDER BY p.created_at DESC, p.project_id"
+)
+_LIST, _ONE = (
+    text(_LISTED.format(only=only)).columns(
+        settings=projects.c.settings.type, attributes=projects.c.settings.type
+    )
+    for only in ("", "WHERE p.project_id = :project")
+)
 # One row for everything that lets somebody into a project, or keeps them out.
 _GATE = text(
     "SELECT a.simulated, a.role, a.disabled_at, p.project_id, p.settings, p.archived_at, "
@@ -161,11 +167,17 @@ def change_settings_in(
 
 
 def list_projects(
-    connection: Connection, person: Someone, *, with_archived: bool = False
+    connection: Connection, person: Someone, *, with_archived: bool = False, project: str | None = None
 ) -> list[ProjectInfo]:
-    """The projects that this person may see, newest first."""
+    """The projects that this person may see, newest first; with `project` that one alone."""
+    who = {"person": person.annotator_id}
+    rows = (
+        connection.execute(_LIST, who)
+        if project is None
+        else connection.execute(_ONE, {**who, "project": project})
+    )
     found = []
-    for row in connection.execute(_LIST, {"person": person.annotator_id}):
+    for row in rows:
         settings = settings_of(row.settings)
         hidden = settings.members_only and not row.is_member and person.role not in SEES_EVERYTHING
         if hidden or (row.archived_at is not None and not with_archived):

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from array import array
@@ -48,7 +47,7 @@ from feedback_app.store.snapshot_rows import (
     unpaired_lines,
 )
 from rlhf.core.errors import ConfigError, DataError, StoreError
-from rlhf.core.files import write_json
+from rlhf.core.files import atomic_folder, write_json
 from rlhf.core.records import Split, content_id
 from rlhf.core.splits import split_of
 
@@ -123,10 +122,7 @@ def export_snapshot(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; choose another --out, or --force to set it aside")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f".{out.name}.building-{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
+    with atomic_folder(out) as building:
         writer = _Writer(building, seed, fractions, unpaired_from_pairs)
         with writer.members:
             with writer.files, store.read() as connection:
@@ -137,12 +133,6 @@ def export_snapshot(
             write_json(building / "manifest.json", manifest)
             # Recorded first: a snapshot that a run can learn from is always one the store knows the members of.
             _record(store, out, manifest, writer.members, actor)
-        if out.exists():
-            out.rmdir()
-        os.replace(building, out)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     return manifest
 
 
@@ -188,7 +178,6 @@ class _Writer:
     ) -> None:
         self.folder, self.seed, self.fractions = folder, seed, fractions
         self.unpaired_from_pairs = unpaired_from_pairs
-        folder.mkdir(parents=True)
         self.files = ExitStack()
         self.rows = {split: self._open(folder / f"{split}.jsonl") for split in SPLITS}
         self.others: dict[tuple[str, Split], _Lines] = {}

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -383,6 +384,26 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             os.unlink(name)
         raise
     _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A folder to fill, which takes the name `out` when it is complete; nothing is left of one that was not.
+
+    At `out` there may be nothing, or an empty folder.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(f".{out.name}.building-{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(mode)
+    try:
+        yield building
+        if out.exists():
+            out.rmdir()
+        os.replace(building, out)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def _umask() -> int:
