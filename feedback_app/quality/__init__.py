@@ -1,1 +1,1 @@
-"""How good the ratings are: agreement, bias, reliability, consistency, timing, win rates, drift. No torch here."""
+"""How good the ratings are: agreement, bias, people, consistency, timing, win rates, drift. No torch here."""

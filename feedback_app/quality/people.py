@@ -13,8 +13,8 @@ import numpy as np
 from feedback_app.quality.agreement import label_counts
 from feedback_app.quality.answers import SECOND, TIE, Answers, Comparisons, Labels
 from feedback_app.quality.bias import SideBias, side_bias
-from feedback_app.quality.reliability import crowd_bt, dawid_skene
 from feedback_app.quality.timing import Timing, timing
+from rlhf.core.reliability import crowd_bt, dawid_skene
 from rlhf.core.stats import Interval, wilson_interval
 
 TURNED = (1, 0, 2)  # first and second swap, even stays
