@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 from feedback_app.rendering import tree
 from feedback_app.store.adjudication import Dispute, Opinion, disputed, open_dispute
 from feedback_app.store.annotations import answer
+from feedback_app.store.doubts import Doubts
 from feedback_app.store.leases import TaskView, shuffled
 from rlhf.core.errors import DataError
 from rlhf.core.records import Judgement
@@ -58,10 +59,20 @@ def open_case(dispute: Dispute, lead_id: str) -> dict[str, Any]:
                 "flags": list(opinion.flags),
                 "seconds": opinion.seconds,
                 "at": opinion.created_at,
+                "doubt": _doubt(dispute.doubts, opinion.annotation_id),
             }
             for opinion in dispute.answers
         ],
     }
+
+
+def _doubt(doubts: Doubts | None, annotation_id: str) -> str:
+    """Why this answer is before a lead, where a reward model is the reason."""
+    if doubts is None or annotation_id not in doubts.probabilities:
+        return ""
+    percent = 100 * doubts.probabilities[annotation_id]
+    shown = f"{percent:.0f} %" if percent >= 1 else "less than 1 %"
+    return f"the reward model {doubts.model} gives this answer {shown}"
 
 
 def case_order(view: TaskView, lead_id: str) -> tuple[str, ...]:

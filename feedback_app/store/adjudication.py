@@ -1,4 +1,4 @@
-"""Adjudication: where annotators contradict each other, a lead looks at the task and decides.
+"""Adjudication: where annotators contradict each other, or a reward model them, a lead looks at the task and decides.
 
 The decision is an answer of its own (purpose "adjudicate"): append-only like every other, with versions when
 the same lead decides again, and audited. It takes no place of the task. What the annotators said stays as it
@@ -16,6 +16,7 @@ from sqlalchemy import JSON, Connection, Row, text
 from feedback_app.store import audit
 from feedback_app.store.annotations import Receipt, Submission, submit_in
 from feedback_app.store.disputes import describe
+from feedback_app.store.doubts import Doubts, doubts_of
 from feedback_app.store.engine import Store
 from feedback_app.store.leases import TaskView, view_task
 from feedback_app.store.projects import SEES_EVERYTHING
@@ -46,12 +47,14 @@ class Dispute:
     """A task on which people contradict each other. `differs`: how, in a line ('2 first, 1 second').
 
     `task` carries no lease; `annotations.answer(dispute.task, lead_id, ...)` makes the decision from it. The
-    names of the models are not in it: a decision is to be as blind as an answer.
+    names of the models are not in it: a decision is to be as blind as an answer. `doubts`: where a reward model
+    contradicts some of the answers.
     """
 
     task: TaskView
     answers: tuple[Opinion, ...]
     differs: str
+    doubts: Doubts | None = None
 
 
 _DISPUTED = text(
@@ -87,7 +90,12 @@ def open_dispute(connection: Connection, task_id: str) -> Dispute:
         raise StoreError(f"there is no task '{task_id}'")
     view = view_task(connection, task_id, "", None, 0.0)
     opinions = connection.execute(_OPINIONS, {"task_id": task_id}).all()
-    return Dispute(view, tuple(_opinion(row) for row in opinions), describe(view.kind, opinions))
+    return Dispute(
+        view,
+        tuple(_opinion(row) for row in opinions),
+        describe(view.kind, opinions),
+        doubts_of(connection, task_id),
+    )
 
 
 def adjudicate(

@@ -5,6 +5,8 @@
     scores     on some attribute of some completion the scores are 3 or more apart (of 1 to 5)
     thumbs     one up, one down
 Demonstrations cannot contradict each other. A tie against a preference is a difference, not a contradiction.
+
+A dispute may also be one of a reward model with the raters (see `doubts`); it lasts while a doubted answer stands.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import JSON, Connection, text
 
+from feedback_app.store.doubts import doubts_of
 from feedback_app.store.gold import tau
 
 FAR_APART = 3
@@ -34,6 +37,8 @@ def note_dispute(connection: Connection, task_id: str, kind: str, known: str | N
         return
     opinions = connection.execute(_OPINIONS, {"task_id": task_id}).all()
     state = "open" if contradict(kind, opinions) else None
+    if state is None and known == "open" and doubts_of(connection, task_id) is not None:
+        state = "open"
     if state != known:
         connection.execute(_MARK, {"task_id": task_id, "state": state})
 

@@ -38,7 +38,7 @@ function texts(name, part) { const box = html("div", { class: name }); box.appen
 function answersOf(item, words, take) {
   return html("div", { class: "ld-answers" }, ...item.answers.map((answer) => html("div", { class: "ld-answer" },
     html("div", {}, html("b", {}, answer.said), html("span", {}, [answer.name, answer.seconds ? shown(answer.seconds, "seconds") : "", shown(answer.at, "time"), ...answer.flags].filter(Boolean).join(" · ")),
-      answer.reason ? html("p", {}, answer.reason) : null),
+      answer.reason ? html("p", {}, answer.reason) : null, answer.doubt ? html("p", { class: "ld-doubt" }, answer.doubt) : null),
     item.kind === "demonstration" ? null : html("button", { type: "button", class: "ld-button ld-small-button", onclick: () => take({ annotation: answer.annotation }) }, words))));
 }
 function choices(item, take, strengths = true) {

@@ -102,7 +102,7 @@ async function showDisputes(mine) {
   const cases = found.cases;
   const next = () => {
     const item = cases.shift();
-    if (!item) { if (found.number) load(); else main.replaceChildren(panelView({ name: "disputes", title: "Disputes", rows: [], empty: "Nobody contradicts anybody. When people do, the task comes here." })); return; }
+    if (!item) { if (found.number) load(); else main.replaceChildren(panelView({ name: "disputes", title: "Disputes", rows: [], empty: "Nobody contradicts anybody. When people do, or a reward model does, the task comes here." })); return; }
     const reason = html("textarea", { rows: 2, maxlength: 10000, placeholder: "Why? People learn from it (optional)" }), key = newKey(), since = performance.now();
     const take = async (answer) => {
       try { await call("/decide", { task: item.task, key, reason: reason.value, seconds: Math.min(86400, (performance.now() - since) / 1000), ...answer }); } catch (error) { complain(error); return; }
