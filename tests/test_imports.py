@@ -16,7 +16,7 @@ PACKAGES = ("rlhf", "sft", "reward", "feedback_app")
 TORCH_FREE_CORE = {
     "rlhf.core." + name
     for name in (
-        *("callables", "config", "errors", "files", "html", "inputs", "metrics", "tables"),
+        *("callables", "config", "errors", "files", "html", "inputs", "metrics", "near_duplicates", "tables"),
         *("plots", "records", "reliability", "run", "settings", "splits", "stats", "validation"),
     )
 }
