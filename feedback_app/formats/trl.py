@@ -39,16 +39,20 @@ Row = dict[str, Any]
 
 _PROMPT = frozenset({"prompt", "messages", "prompt_id", "source", "group_id", "context", "metadata"})
 _SAID = frozenset({"annotator_id", "reason", "explanation"})
+# What a snapshot says beside. It is not taken over: an import is an answer of its own, given when it was imported.
+_SNAPSHOT = frozenset({"judgement_id", "rated_at"})
 _KNOWN = {
     "prompts": _PROMPT,
     "completions": _PROMPT | {"completions"},
     "completion": _PROMPT | {"completion", "model_id", "completion_id"},
-    "unpaired": _PROMPT | _SAID | {"completion", "label", "model_id", "completion_id"},
+    "unpaired": _PROMPT | _SAID | {"completion", "label", "model_id", "completion_id"} | _SNAPSHOT,
     "sft": _PROMPT | _SAID | {"completion", "annotator_id"},
     "preference": _PROMPT
     | _SAID
     | {"chosen", "rejected", "margin", "strength", "tie", "weight", "chosen_id", "rejected_id"}
-    | {"judgement_id", "model_chosen", "model_rejected", "score_chosen", "score_rejected"},
+    | {"model_chosen", "model_rejected", "score_chosen", "score_rejected"}
+    | {"chosen_model", "rejected_model"}
+    | _SNAPSHOT,
 }
 _TURN = re.compile(r"\n\n(Human|Assistant):[ \n]?")
 
@@ -125,7 +129,7 @@ def preference(row: Row, ignored: frozenset[str]) -> Item:
             make_completion(
                 prompt,
                 row.get(side),
-                model=row.get(f"model_{side}"),
+                model=row.get(f"model_{side}") or row.get(f"{side}_model"),
                 completion_id=row.get(f"{side}_id"),
                 name=side,
             )

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from json.encoder import JSONEncoder, encode_basestring
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, text
 
@@ -27,16 +27,17 @@ _ENCODER = JSONEncoder(ensure_ascii=False, allow_nan=False)
 # The unary plus keeps SQLite from sorting all answers of the project: it walks the index of ids instead.
 _ANSWERS = (
     "SELECT a.annotation_id, a.task_id, a.annotator_id, a.kind, a.purpose, a.preference, a.strength, "
-    "a.ranking, a.scores, a.thumb, a.demonstration, a.simulated, a.rubric_id, t.prompt_id "
+    "a.ranking, a.scores, a.thumb, a.demonstration, a.simulated, a.rubric_id, a.created_at, t.prompt_id "
     "FROM final_annotations a JOIN tasks t ON t.task_id = a.task_id "
     "WHERE {plus}a.project_id = :project AND NOT a.surplus "
     "ORDER BY a.annotation_id"
 )
 _PROMPTS = (
-    "SELECT p.prompt_id, p.group_id, p.messages FROM {wanted} w CROSS JOIN prompts p WHERE p.prompt_id = w.id"
+    "SELECT p.prompt_id, p.group_id, p.source, p.messages FROM {wanted} w CROSS JOIN prompts p "
+    "WHERE p.prompt_id = w.id"
 )
 _COMPLETIONS = (
-    "SELECT tc.task_id, c.completion_id, c.text FROM {wanted} w CROSS JOIN task_completions tc "
+    "SELECT tc.task_id, c.completion_id, c.text, c.model_id FROM {wanted} w CROSS JOIN task_completions tc "
     "CROSS JOIN completions c WHERE tc.task_id = w.id AND c.completion_id = tc.completion_id "
     "ORDER BY tc.task_id, tc.position"
 )
@@ -51,20 +52,38 @@ _LEFT_OUT = text(
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A prompt as it goes into lines: its ids, its messages as JSON, and those without the brackets."""
+    """A prompt as it goes into lines: its messages as JSON, its ids as a part of a row, and the group's alone."""
 
-    prompt_id: str
     group_id: str
+    prompt_id: str
     messages: str
+    ids: str
+    source: str
+
+
+class Shown(NamedTuple):
+    """A completion as it goes into lines: its text and the id of its model, both JSON."""
+
+    text: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One exported answer: its row, its prompt, and its completions in canonical order as (id, JSON text)."""
+    """One exported answer: its row, its prompt, and its completions by id in canonical order."""
 
     row: Row[Any]
     ask: Ask
-    completions: dict[str, str]
+    completions: dict[str, Shown]
+
+    @property
+    def said(self) -> str:
+        """Who said it, in which answer, of which source the prompt was, and when: the end of a row."""
+        row = self.row
+        return (
+            f'"annotator_id": {_quoted(row.annotator_id)}, "judgement_id": {_quoted(row.annotation_id)}, '
+            f'"source": {self.ask.source}, "rated_at": {row.created_at!r}}}\n'
+        )
 
 
 def answers(connection: Connection, project: str) -> Iterator[Answer]:
@@ -90,17 +109,19 @@ def preference_lines(answer: Answer) -> Iterator[tuple[str, str | None]]:
     """(line of a `Preference`, line in TRL's columns or None for a tie) of each comparison in an answer."""
     row, ask = answer.row, answer.ask
     comparisons = list(_comparisons(row, list(answer.completions)))
-    weight = repr(1.0 / len(comparisons)) if comparisons else ""
+    if not comparisons:
+        return
+    weight, said = repr(1.0 / len(comparisons)), answer.said
     for chosen, rejected, margin, tie in comparisons:
+        better, worse = answer.completions[chosen], answer.completions[rejected]
         trl = (
-            f'{{"prompt": {ask.messages}, "chosen": {_assistant(answer.completions[chosen])}, '
-            f'"rejected": {_assistant(answer.completions[rejected])}'
+            f'{{"prompt": {ask.messages}, "chosen": {_assistant(better.text)}, '
+            f'"rejected": {_assistant(worse.text)}'
         )
         line = (
-            f'{trl}, "margin": {margin!r}, "weight": {weight}, "tie": {"true" if tie else "false"}, '
-            f'"prompt_id": {_quoted(ask.prompt_id)}, "group_id": {_quoted(ask.group_id)}, '
+            f'{trl}, "margin": {margin!r}, "weight": {weight}, "tie": {"true" if tie else "false"}, {ask.ids}, '
             f'"chosen_id": {_quoted(chosen)}, "rejected_id": {_quoted(rejected)}, '
-            f'"annotator_id": {_quoted(row.annotator_id)}, "judgement_id": {_quoted(row.annotation_id)}}}\n'
+            f'"chosen_model": {better.model}, "rejected_model": {worse.model}, {said}'
         )
         yield line, None if tie else trl + "}\n"
 
@@ -109,13 +130,13 @@ def unpaired_lines(answer: Answer, *, from_pairs: bool) -> Iterator[str]:
     """TRL's unpaired preference: a thumb, and where asked for both sides of a decided pair."""
     row = answer.row
     if row.kind == "thumbs":
-        (completion,) = answer.completions.values()
-        yield _unpaired(answer.ask, completion, row.thumb == "up")
+        (completion_id,) = answer.completions
+        yield _unpaired(answer, completion_id, row.thumb == "up")
     elif from_pairs and row.kind == "pairwise":
         for chosen, rejected, _, tie in _comparisons(row, list(answer.completions)):
             if not tie:
-                yield _unpaired(answer.ask, answer.completions[chosen], True)
-                yield _unpaired(answer.ask, answer.completions[rejected], False)
+                yield _unpaired(answer, chosen, True)
+                yield _unpaired(answer, rejected, False)
 
 
 def sft_line(answer: Answer) -> str:
@@ -126,31 +147,31 @@ def sft_line(answer: Answer) -> str:
 
 def scores_lines(answer: Answer) -> Iterator[str]:
     """One line per completion with its score on each attribute (1 to 5)."""
-    row, ask = answer.row, answer.ask
+    ask = answer.ask
     by_completion: dict[str, dict[str, int]] = defaultdict(dict)
-    for attribute, given in sorted(_parsed(row.scores).items()):
+    for attribute, given in sorted(_parsed(answer.row.scores).items()):
         for completion_id, score in given.items():
             by_completion[completion_id][attribute] = score
-    for completion_id, completion in answer.completions.items():
+    for completion_id, shown in answer.completions.items():
         if scores := by_completion.get(completion_id):
             yield (
-                f'{{"prompt": {ask.messages}, "completion": {_assistant(completion)}, '
-                f'"scores": {_ENCODER.encode(scores)}, "prompt_id": {_quoted(ask.prompt_id)}, '
-                f'"group_id": {_quoted(ask.group_id)}, "completion_id": {_quoted(completion_id)}, '
-                f'"annotator_id": {_quoted(row.annotator_id)}, "judgement_id": {_quoted(row.annotation_id)}}}\n'
+                f'{{"prompt": {ask.messages}, "completion": {_assistant(shown.text)}, '
+                f'"scores": {_ENCODER.encode(scores)}, {ask.ids}, "completion_id": {_quoted(completion_id)}, '
+                f'"model_id": {shown.model}, {answer.said}'
             )
 
 
 def ranking_line(answer: Answer) -> str:
     """A ranking, best first; completions of equal rank are tied."""
-    row, ask = answer.row, answer.ask
-    order = [(c, rank) for rank, tier in enumerate(_parsed(row.ranking), start=1) for c in tier]
-    texts = ", ".join(_assistant(answer.completions[c]) for c, _ in order)
+    ask = answer.ask
+    order = [(c, rank) for rank, tier in enumerate(_parsed(answer.row.ranking), start=1) for c in tier]
+    shown = [answer.completions[c] for c, _ in order]
+    texts = ", ".join(_assistant(completion.text) for completion in shown)
+    models = ", ".join(completion.model for completion in shown)
     return (
         f'{{"prompt": {ask.messages}, "completions": [{texts}], "ranks": {[rank for _, rank in order]}, '
-        f'"prompt_id": {_quoted(ask.prompt_id)}, "group_id": {_quoted(ask.group_id)}, '
-        f'"completion_ids": {_ENCODER.encode([c for c, _ in order])}, '
-        f'"annotator_id": {_quoted(row.annotator_id)}, "judgement_id": {_quoted(row.annotation_id)}}}\n'
+        f'{ask.ids}, "completion_ids": {_ENCODER.encode([c for c, _ in order])}, '
+        f'"model_ids": [{models}], {answer.said}'
     )
 
 
@@ -169,9 +190,13 @@ def _comparisons(row: Row[Any], ids: list[str]) -> Iterator[tuple[str, str, floa
                     yield chosen, rejected, 1.0, False
 
 
-def _unpaired(ask: Ask, completion: str, label: bool) -> str:
-    said = "true" if label else "false"
-    return f'{{"prompt": {ask.messages}, "completion": {_assistant(completion)}, "label": {said}}}\n'
+def _unpaired(answer: Answer, completion_id: str, label: bool) -> str:
+    ask, shown = answer.ask, answer.completions[completion_id]
+    return (
+        f'{{"prompt": {ask.messages}, "completion": {_assistant(shown.text)}, '
+        f'"label": {"true" if label else "false"}, {ask.ids}, "completion_id": {_quoted(completion_id)}, '
+        f'"model_id": {shown.model}, {answer.said}'
+    )
 
 
 def _assistant(content: str) -> str:
@@ -179,14 +204,22 @@ def _assistant(content: str) -> str:
 
 
 def _asks(connection: Connection, ids: Iterable[str]) -> dict[str, Ask]:
-    rows = look_up(connection, _PROMPTS, ids)
-    return {prompt_id: Ask(prompt_id, group_id, _as_json(messages)) for prompt_id, group_id, messages in rows}
+    return {
+        prompt_id: Ask(
+            group_id,
+            prompt_id,
+            _as_json(messages),
+            f'"prompt_id": {_quoted(prompt_id)}, "group_id": {_quoted(group_id)}',
+            _quoted(source),
+        )
+        for prompt_id, group_id, source, messages in look_up(connection, _PROMPTS, ids)
+    }
 
 
-def _completions(connection: Connection, task_ids: Iterable[str]) -> dict[str, dict[str, str]]:
-    shown: dict[str, dict[str, str]] = defaultdict(dict)
-    for task_id, completion_id, content in look_up(connection, _COMPLETIONS, task_ids):
-        shown[task_id][completion_id] = _quoted(content)
+def _completions(connection: Connection, task_ids: Iterable[str]) -> dict[str, dict[str, Shown]]:
+    shown: dict[str, dict[str, Shown]] = defaultdict(dict)
+    for task_id, completion_id, content, model in look_up(connection, _COMPLETIONS, task_ids):
+        shown[task_id][completion_id] = Shown(_quoted(content), _quoted(model))
     return shown
 
 

@@ -170,6 +170,8 @@ class Preference(Record):
     """One comparison as a stage trains on it. In a tie `chosen` and `rejected` are in canonical order.
 
     margin: how much better, in the annotator's strength (1..3); 0 for a tie. weight: how much it counts.
+    source: the prompt's. chosen_model, rejected_model: ids of the models. rated_at: seconds since 1970, when the
+    answer was given (its newest version).
     """
 
     prompt: tuple[Message, ...]
@@ -182,8 +184,12 @@ class Preference(Record):
     group_id: str = ""
     chosen_id: str = ""
     rejected_id: str = ""
+    chosen_model: str = ""
+    rejected_model: str = ""
     annotator_id: str = ""
     judgement_id: str = ""
+    source: str = ""
+    rated_at: float | None = None
 
     @model_validator(mode="before")
     @classmethod

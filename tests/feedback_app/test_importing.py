@@ -74,6 +74,22 @@ def test_ratings_become_answers_in_the_right_direction(store, bring, tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["train.jsonl", "unpaired/train.jsonl"])
+def test_a_snapshot_can_be_imported_with_its_models(store, bring, tmp_path, name):
+    sides = {"model_chosen": "one", "model_rejected": "two", "annotator_id": "ann", "source": "logs"}
+    bring([{"prompt": f"q{i}", "chosen": "good", "rejected": "bad", **sides} for i in range(3)])
+    everything = {"seed": 0, "fractions": (1.0, 0.0, 0.0), "unpaired_from_pairs": True}
+    export_snapshot(store, tmp_path / "s", project="p", **everything)
+    config = ImportConfig(file=tmp_path / "s" / name, project="again")
+    counts = import_file(store, config, quarantine=tmp_path / "worse.jsonl")
+    assert (counts.ratings, counts.bad_rows) == (6 if "unpaired" in name else 3, 0)
+    export_snapshot(store, tmp_path / "t", project="again", seed=0, fractions=(1.0, 0.0, 0.0))
+    for row in map(json.loads, (tmp_path / "t" / name).read_text().splitlines()):
+        said = [row[c] for c in ("chosen_model", "rejected_model", "model_id", "source") if c in row]
+        expected = ["one" if row["label"] else "two"] if "label" in row else ["one", "two"]
+        assert said == [*expected, "logs"]
+
+
 def _sides(preference):
     sides = (preference.chosen[0].content, preference.rejected[0].content)
     return sorted(sides) if preference.tie else sides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from sqlalchemy import text
@@ -20,12 +21,16 @@ HARD = 'tab\t, "quotes", \\ and a line\nwith ünïcode \u2028 and 🎈'
 @pytest.fixture
 def rate(store):
     """rate(kind, num_completions, person, **answer) makes one task in 'p' and answers it."""
-    prompt = Prompt.model_validate({"prompt": f"Question: {HARD}"})
+    prompt = Prompt.model_validate({"prompt": f"Question: {HARD}", "source": f"source {HARD}"})
     add_prompts(store, [prompt])
 
     def _rate(kind, num_completions, person, **said):
         ids = tuple(f"{kind}{i}" for i in range(num_completions))
-        texts = [Completion(completion_id=c, prompt_id=prompt.prompt_id, text=f"{c} {HARD}") for c in ids]
+        of = {"prompt_id": prompt.prompt_id}
+        texts = [
+            Completion(completion_id=c, text=f"{c} {HARD}", model_id=f"model of {c} {HARD}", **of)
+            for c in ids
+        ]
         add_completions(store, texts)
         create_tasks(store, project="p", kind=kind, items=[(prompt.prompt_id, ids)], overlap=4)
         view = lease_next(store, person, "p")
@@ -86,6 +91,41 @@ def test_lines_are_the_records_bytes(every_kind, tmp_path):
         row = Preference.model_validate_json(line)
         assert json.dumps(row.model_dump(mode="json"), ensure_ascii=False) == line
         assert row.prompt[0].content == f"Question: {HARD}"
+
+
+def test_every_row_says_who_when_and_of_what(every_kind, tmp_path, people):
+    """What weights, splits and slices need, in every file but TRL's own."""
+    before = time.time()
+    export_snapshot(every_kind, tmp_path / "s", project="p", seed=0, fractions=ALL, unpaired_from_pairs=True)
+    names = ("train.jsonl", "unpaired/train.jsonl", "scores/train.jsonl", "rankings/train.jsonl")
+    (prompt_id,) = {row["prompt_id"] for name in names for row in lines(tmp_path / "s" / name)}
+    for name in names:
+        for row in lines(tmp_path / "s" / name):
+            assert row["group_id"] == prompt_id
+            assert row["annotator_id"] in people
+            assert row["source"] == f"source {HARD}"
+            assert before - 60 < row["rated_at"] <= before
+            if name == "train.jsonl":
+                assert row["chosen_model"] == f"model of {row['chosen_id']} {HARD}"
+                assert row["rejected_model"] == f"model of {row['rejected_id']} {HARD}"
+            elif "completion_ids" in row:
+                assert row["model_ids"] == [f"model of {c} {HARD}" for c in row["completion_ids"]]
+            else:
+                assert row["model_id"] == f"model of {row['completion_id']} {HARD}"
+                assert row["completion"][0]["content"] == f"{row['completion_id']} {HARD}"
+    answers = {row["judgement_id"] for name in names for row in lines(tmp_path / "s" / name)}
+    assert len(answers) == 6  # all but the demonstration
+    for row in lines(tmp_path / "s/trl/train.jsonl"):
+        assert list(row) == ["prompt", "chosen", "rejected"]
+
+
+def test_a_snapshot_of_before_these_columns_loads(every_kind, tmp_path):
+    export_snapshot(every_kind, tmp_path / "s", project="p", seed=0, fractions=ALL)
+    for row in lines(tmp_path / "s/train.jsonl"):
+        for name in ("source", "chosen_model", "rejected_model", "rated_at"):
+            del row[name]
+        old = Preference.model_validate(row)
+        assert (old.source, old.chosen_model, old.rejected_model, old.rated_at) == ("", "", "", None)
 
 
 def test_pairs_are_thumbs_where_that_is_asked_for(every_kind, tmp_path):
