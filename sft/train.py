@@ -15,36 +15,33 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PrinterCallback
-from transformers.utils import logging as transformers_logging
-from trl import SFTConfig as TrlConfig
-from trl import SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from transformers import GenerationConfig
 
 from rlhf.core.adapters import load_role_tensors, save_policy
 from rlhf.core.backbone import Backbone, Role, resolve_device, right_padded
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import newest_valid
 from rlhf.core.errors import ConfigError
+from rlhf.core.files import atomic_folder
 from rlhf.core.guards import SignalGuard, require_finite_parameters
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.metrics import progress
 from rlhf.core.run import CHECKPOINTS, Launch, Run, Workspace
 from sft.config import SFTConfig
-from sft.data import Example, load_examples, split_examples, to_dataset
+from sft.data import Example, load_examples, split_examples
+from sft.trainer import make_trainer, pass_budget
 from sft.watch import Watch
 
 ROLE = "policy"
-_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+TRL = ".trl"  # where trl writes what Watch makes a checkpoint of
 
 
 def run(config: SFTConfig, launch: Launch) -> None:
@@ -72,8 +69,7 @@ def run(config: SFTConfig, launch: Launch) -> None:
         record.begin()
         role = backbone.add_role(ROLE, config.lora, seed=config.seed)
         watch = train(backbone, role, train_set, validation_set, config, record)
-        save_policy(role, record.path / "adapter", backbone)
-        save_model(backbone, role, record.path / "model")
+        save_results(backbone, role, record.path)
         metrics = {
             "validation_loss_before": watch.before,
             "validation_loss": watch.best_loss,
@@ -116,15 +112,22 @@ def train(
     record: Run,
 ) -> Watch:
     """Train the role's adapter and leave it at its best step. Raises GuardStop and Stopped."""
-    budget = config.micro_batch_size * max(len(e.input_ids) for e in validation_set)
+    budget = pass_budget(config, [*train_set, *validation_set])
+    lengths = [len(e.input_ids) for e in validation_set]
+
+    def validate() -> float:
+        return budget.fit(lambda tokens: mean_loss(backbone, role, validation_set, tokens), lengths)
+
     checkpoints = record.path / CHECKPOINTS
+    written = checkpoints / TRL
+    shutil.rmtree(written, ignore_errors=True)  # what a kill left of a save
     micro_steps = math.ceil(len(train_set) / config.micro_batch_size)
     per_epoch = math.ceil(micro_steps / (config.batch_size // config.micro_batch_size))
     num_steps = per_epoch * config.num_epochs
     with SignalGuard() as guard, progress("training", num_steps, stage="sft") as tracker:
         watch = Watch(
             role,
-            validate=lambda: mean_loss(backbone, role, validation_set, budget),
+            validate=validate,
             metrics=record.metrics,
             checkpoints=checkpoints,
             num_steps=num_steps,
@@ -132,8 +135,9 @@ def train(
             patience=config.patience,
             guard=guard,
             advance=tracker.advance,
+            budget=budget,
         )
-        trainer = make_trainer(backbone, role, train_set, config, checkpoints / ".trl")
+        trainer = make_trainer(backbone, role, train_set, config, written, budget)
         trainer.add_callback(watch)
         folder = (
             newest_valid(checkpoints, warn=lambda text: print(f"sft: {text}")) if record.resuming else None
@@ -154,83 +158,44 @@ def train(
     return watch
 
 
-class Trainer(SFTTrainer):
-    """SFTTrainer that writes no model card: that would ask the hub about the base model."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the manifest says where the model comes from."""
-
-
-def make_trainer(
-    backbone: Backbone, role: Role, examples: Sequence[Example], config: SFTConfig, folder: Path
-) -> Trainer:
-    """trl's trainer on the role's adapter, with everything decided by our settings."""
-    datasets.disable_progress_bars()
-    transformers_logging.set_verbosity_error()
-    optim = config.optim
-    arguments = TrlConfig(
-        output_dir=str(folder),
-        num_train_epochs=config.num_epochs,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
-        activation_checkpointing=config.gradient_checkpointing,
-        learning_rate=optim.lr,
-        adam_beta1=optim.beta1,
-        adam_beta2=optim.beta2,
-        adam_epsilon=optim.eps,
-        weight_decay=optim.weight_decay,
-        warmup_steps=optim.warmup_steps,
-        lr_scheduler_type=_SCHEDULES[optim.schedule],
-        max_grad_norm=optim.max_grad_norm,
-        max_length=None,  # nothing is cut: too long rows were refused or left out, and counted
-        completion_only_loss=True,
-        bf16=config.model.dtype == "bfloat16" and backbone.device.type == "cuda",
-        fp16=False,
-        use_cpu=backbone.device.type == "cpu",
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=1,  # every step is looked at for NaN
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # Watch asks for each save and commits it
-        eval_strategy="no",  # Watch validates
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=backbone.device.type == "cuda",
-    )
-    trainer = Trainer(
-        model=role.model,
-        args=arguments,
-        train_dataset=to_dataset(examples),
-        processing_class=backbone.codec.tokenizer,
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=backbone.codec.pad_token_id),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 @torch.no_grad()
 def mean_loss(backbone: Backbone, role: Role, examples: Sequence[Example], max_tokens: int) -> float:
     """Negative log-likelihood per completion token, in nats, without dropout.
 
     max_tokens: padded tokens per forward pass. The result does not depend on it, nor on the order.
     """
-    training = role.model.training
+    training, total = role.model.training, 0.0
     role.model.eval()
-    total = 0.0
-    for indices in token_budget_batches([len(e.input_ids) for e in examples], max_tokens):
-        rows = [examples[i] for i in indices]
-        tokens_BS = right_padded([e.input_ids for e in rows], backbone.codec.pad_token_id, backbone.device)
-        mask_BS = right_padded([e.completion_mask for e in rows], 0, backbone.device).bool()
-        hidden_BSH = backbone.hidden(role.name, tokens_BS)
-        counts_BS: Tensor = mask_BS[:, 1:]
-        logprobs_N, _ = token_logprobs(
-            backbone.head,
-            hidden_BSH[:, :-1][counts_BS],
-            tokens_BS[:, 1:][counts_BS],
-        )
-        total -= logprobs_N.double().sum().item()
-    role.model.train(training)
+    try:
+        for indices in token_budget_batches([len(e.input_ids) for e in examples], max_tokens):
+            rows = [examples[i] for i in indices]
+            tokens_BS = right_padded(
+                [e.input_ids for e in rows], backbone.codec.pad_token_id, backbone.device
+            )
+            mask_BS = right_padded([e.completion_mask for e in rows], 0, backbone.device).bool()
+            hidden_BSH = backbone.hidden(role.name, tokens_BS)
+            counts_BS: Tensor = mask_BS[:, 1:]
+            logprobs_N, _ = token_logprobs(
+                backbone.head,
+                hidden_BSH[:, :-1][counts_BS],
+                tokens_BS[:, 1:][counts_BS],
+            )
+            total -= logprobs_N.double().sum().item()
+    finally:
+        role.model.train(training)
     return total / sum(e.num_targets for e in examples)
+
+
+def save_results(backbone: Backbone, role: Role, out: Path) -> None:
+    """OUT/adapter and OUT/model, each there as a whole or not at all."""
+    for leftover in out.glob(".*.building-[0-9]*"):  # of a process that was killed here
+        shutil.rmtree(leftover)
+    for name in ("adapter", "model"):
+        shutil.rmtree(out / name, ignore_errors=True)  # of one that was killed later
+    with atomic_folder(out / "adapter") as folder:
+        save_policy(role, folder, backbone)
+    with atomic_folder(out / "model") as folder:
+        save_model(backbone, role, folder)
 
 
 def save_model(backbone: Backbone, role: Role, folder: Path) -> None:

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from rlhf.core.adapters import role_tensors
 from rlhf.core.backbone import Role
 from rlhf.core.checkpoint import commit_checkpoint, load_state, save_state
-from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
+from rlhf.core.guards import SignalGuard, TokenBudget, require_finite, require_finite_parameters
 from rlhf.core.metrics import MetricsLog
 
 
@@ -38,12 +38,13 @@ class Watch(TrainerCallback):
         patience: int,
         guard: SignalGuard,
         advance: Callable[..., None],
+        budget: TokenBudget,
     ) -> None:
         self.role = role
         self.metrics = metrics
         self.checkpoints = checkpoints
         self.num_steps, self.eval_steps, self.patience = num_steps, eval_steps, patience
-        self.guard, self.advance = guard, advance
+        self.guard, self.advance, self.budget = guard, advance, budget
         self.step = self.best_step = self.stale = 0
         self.before = self.best_loss = math.inf
         self.best: dict[str, Tensor] = {}
@@ -104,7 +105,9 @@ class Watch(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What the trainer has just written becomes a checkpoint that is whole or not there."""
+        """What the trainer has just written becomes a checkpoint that is whole or not there. Raises GuardStop."""
+        # A stop may ask for a save at a step that was not validated.
+        require_finite_parameters(f"step {state.global_step}", self.role.parameters())
         written = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
         def write(folder: Path) -> None:
@@ -140,6 +143,7 @@ class Watch(TrainerCallback):
             "stale": self.stale,
             "best": self.best,
             "last_validated": self._last_validated,
+            "pass_tokens": self.budget.tokens,
         }
 
     def load(self, folder: Path) -> None:
@@ -148,3 +152,4 @@ class Watch(TrainerCallback):
         self.step, self.before = state["step"], state["before"]
         self.best_loss, self.best_step, self.stale = state["best_loss"], state["best_step"], state["stale"]
         self.best, self._last_validated = state["best"], state["last_validated"]
+        self.budget.tokens = state["pass_tokens"]

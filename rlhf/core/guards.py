@@ -91,10 +91,18 @@ class TokenBudget:
     """Padded tokens per forward and backward, halved whenever memory runs out and never raised again.
 
     fixed: a pass cannot be repeated, since other processes take part in it; the first lack of memory ends the run.
+    name, shorter: what messages call the budget, and the setting that makes rows shorter.
     """
 
-    def __init__(self, tokens: int, *, fixed: bool = False) -> None:
-        self.tokens, self._fixed = tokens, fixed
+    def __init__(
+        self,
+        tokens: int,
+        *,
+        fixed: bool = False,
+        name: str = "micro_batch_tokens",
+        shorter: str = "sampling.max_completion_tokens",
+    ) -> None:
+        self.tokens, self._fixed, self._name, self._shorter = tokens, fixed, name, shorter
 
     def fit(self, work: Callable[[int], Result], lengths: Sequence[int]) -> Result:
         """`work(tokens)`, from its start again with half the budget each time memory runs out.
@@ -128,11 +136,11 @@ class TokenBudget:
         used = max(len(b) * max(lengths[i] for i in b) for b in token_budget_batches(lengths, self.tokens))
         if used <= longest:
             raise GuardStop(
-                f"out of memory with one row of {longest} tokens at a time; expected more memory, a shorter "
-                "sampling.max_completion_tokens, --gradient-checkpointing or --model.dtype bfloat16"
+                f"out of memory with one row of {longest} tokens at a time; expected more memory, a smaller "
+                f"{self._shorter}, --gradient-checkpointing or --model.dtype bfloat16"
             )
         self.tokens = max(longest, used // 2)
-        print(f"out of memory: micro_batch_tokens is {self.tokens} from here on")
+        print(f"out of memory: {self._name} is {self.tokens} from here on")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

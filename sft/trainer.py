@@ -1,0 +1,135 @@
+"""trl's SFTTrainer with everything decided by our settings, and with a way on when memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor
+from transformers import PrinterCallback
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from rlhf.core.backbone import Backbone, Role
+from rlhf.core.batching import token_budget_batches
+from rlhf.core.guards import TokenBudget
+from sft.config import SFTConfig
+from sft.data import Example, to_dataset
+
+_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def pass_budget(config: SFTConfig, examples: Sequence[Example]) -> TokenBudget:
+    """Padded tokens per pass: room for a micro-batch of the longest examples, so it cuts nothing until halved."""
+    longest = max(len(example.input_ids) for example in examples)
+    return TokenBudget(
+        config.micro_batch_size * longest, name="the budget of padded tokens per pass", shorter="max_tokens"
+    )
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer that writes no model card, which would ask the hub about the base model, and that halves its
+    passes when memory runs out.
+
+    A micro-batch that does not fit is cut into parts and begun again from the gradients before it. The loss is
+    divided by the target tokens of the whole batch in each part, so the step stays that of the same batch;
+    accelerate's `find_executable_batch_size` would train on a smaller one.
+    """
+
+    budget: TokenBudget
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the manifest says where the model comes from."""
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Loss and gradients of a micro-batch, in as many parts as memory asks for."""
+        # trl's closure over the instance: `super()` does not work inside of the nested function.
+        step = super().training_step
+        trained = [p for p in model.parameters() if p.requires_grad]
+        before = [p.grad for p in trained]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        if num_items_in_batch is None:  # the mean over the micro-batch, also in parts of it
+            num_items_in_batch = (inputs["labels"][:, 1:] != -100).sum()
+        logged = {name: len(values) for name, values in self._metrics["train"].items()}
+
+        def work(tokens: int) -> Tensor:
+            for parameter in trained:
+                parameter.grad = None
+            for name, values in self._metrics["train"].items():
+                del values[logged.get(name, 0) :]
+            groups = token_budget_batches(lengths, tokens)
+            parts = [inputs] if len(groups) == 1 else [_rows(inputs, group, lengths) for group in groups]
+            losses = [step(model, dict(part), num_items_in_batch) for part in parts]
+            return torch.stack(losses).sum()
+
+        loss = self.budget.fit(work, lengths)
+        for parameter, gradient in zip(trained, before, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+        return loss
+
+
+def _rows(inputs: dict[str, Any], rows: Sequence[int], lengths: Sequence[int]) -> dict[str, Any]:
+    """These rows of a batch that is padded on the right, without the padding that none of them needs."""
+    longest = max(lengths[row] for row in rows)
+    return {name: value[list(rows), :longest] for name, value in inputs.items()}
+
+
+def make_trainer(
+    backbone: Backbone,
+    role: Role,
+    examples: Sequence[Example],
+    config: SFTConfig,
+    folder: Path,
+    budget: TokenBudget | None = None,
+) -> Trainer:
+    """trl's trainer on the role's adapter. It writes checkpoints into `folder` when a callback asks for one."""
+    datasets.disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    optim = config.optim
+    arguments = TrlConfig(
+        output_dir=str(folder),
+        num_train_epochs=config.num_epochs,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.batch_size // config.micro_batch_size,
+        activation_checkpointing=config.gradient_checkpointing,
+        learning_rate=optim.lr,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_epsilon=optim.eps,
+        weight_decay=optim.weight_decay,
+        warmup_steps=optim.warmup_steps,
+        lr_scheduler_type=_SCHEDULES[optim.schedule],
+        max_grad_norm=optim.max_grad_norm,
+        max_length=None,  # nothing is cut: too long rows were refused or left out, and counted
+        completion_only_loss=True,
+        bf16=config.model.dtype == "bfloat16" and backbone.device.type == "cuda",
+        fp16=False,
+        use_cpu=backbone.device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,  # every step is looked at for NaN
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # Watch asks for each save and commits it
+        eval_strategy="no",  # Watch validates
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=backbone.device.type == "cuda",
+    )
+    trainer = Trainer(
+        model=role.model,
+        args=arguments,
+        train_dataset=to_dataset(examples),
+        processing_class=backbone.codec.tokenizer,
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=backbone.codec.pad_token_id),
+    )
+    trainer.budget = budget or pass_budget(config, examples)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
