@@ -40,6 +40,10 @@ def difference(one: Path, two: Path, folders: Sequence[str], *, skipped: Sequenc
     """
     if not (is_finished(one) and is_finished(two)):
         return "one is not finished"
+    for place in ("", CHECKPOINTS):  # also what a kill may have left lying about
+        names = [sorted(entry.name for entry in (out / place).iterdir()) for out in (one, two)]
+        if names[0] != names[1]:
+            return f"{place or 'what it holds'}: {sorted(set(names[0]) ^ set(names[1]))}"
     for folder in folders:
         if found := _bytes_differ(one / folder, two / folder):
             return f"{folder}/{found}"
@@ -48,13 +52,10 @@ def difference(one: Path, two: Path, folders: Sequence[str], *, skipped: Sequenc
         return METRICS
     if without_times(read_manifest(one).metrics) != without_times(read_manifest(two).metrics):
         return "the manifest's metrics"
-    names = [[folder.name for folder in checkpoints(out / CHECKPOINTS)] for out in (one, two)]
-    if names[0] != names[1]:
-        return f"the checkpoints kept, {names[0]} and {names[1]}"
-    for name in names[0]:
-        folders_of_it = [out / CHECKPOINTS / name for out in (one, two)]
-        if found := _bytes_differ(*folders_of_it, skipped=(MANIFEST, *skipped)):
-            return f"{CHECKPOINTS}/{name}/{found}"
+    for folder in checkpoints(one / CHECKPOINTS):
+        name = f"{CHECKPOINTS}/{folder.name}"
+        if found := _bytes_differ(one / name, two / name, skipped=(MANIFEST, *skipped)):
+            return f"{name}/{found}"
     return ""
 
 
