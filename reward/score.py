@@ -1,19 +1,21 @@
 """The only door through which PPO and evaluation use a reward model.
 
-A reward directory is attached to a backbone as one more role; scores are read at a completion's last token.
+A reward directory is attached to a backbone as one more role, or as one for each adapter of an ensemble; scores are
+read at a completion's last token.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlhf.core.adapters import load_adapter
+from reward.full import open_full
+from rlhf.core.adapters import load_adapter, load_tensors
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.chat import ChatCodec, first_line
@@ -21,18 +23,30 @@ from rlhf.core.errors import CheckpointError
 from rlhf.core.files import write_json
 from rlhf.core.records import Prompt
 from rlhf.core.sequences import SequenceBatch, Sequences
+from rlhf.core.settings import ModelSettings
 
-SCALE_FILE = "reward.json"
+SCALE_FILE, HEADS_FILE = "reward.json", "heads.safetensors"
+MEMBER_FOLDER = "member-{}"
 
 
 @dataclass(frozen=True)
 class RewardScale:
-    """mean and std of the scores on the training completions; temperature of the calibrated probabilities:
-    P(a beats b) = sigmoid((s_a - s_b) / temperature)."""
+    """What the numbers of a reward mean.
+
+    mean and std of the scores on the training completions; temperature of the calibrated probabilities:
+    P(a beats b) = sigmoid((s_a - s_b) / temperature). num_members: of the ensemble; num_adapters: how many of them
+    have an adapter of their own. attributes: (name, mean, deviation) of the rated attributes, in the order of their
+    heads. tie_logit and thumb_offset: see `reward.losses`; None where nothing was learned about them.
+    """
 
     mean: float
     std: float
     temperature: float
+    num_members: int = 1
+    num_adapters: int = 1
+    attributes: tuple[tuple[str, float, float], ...] = ()
+    tie_logit: float | None = None
+    thumb_offset: float | None = None
 
     def save(self, folder: Path) -> None:
         write_json(folder / SCALE_FILE, asdict(self))
@@ -42,7 +56,10 @@ class RewardScale:
         """Raises CheckpointError when the file is missing or damaged."""
         path = folder / SCALE_FILE
         try:
-            scale = cls(**json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if "attributes" in values:
+                values["attributes"] = tuple((str(n), float(m), float(d)) for n, m, d in values["attributes"])
+            scale = cls(**values)
             if not scale.std > 0 or not scale.temperature > 0:
                 raise ValueError("std and temperature must be positive")
         except (OSError, ValueError, TypeError) as error:
@@ -51,38 +68,92 @@ class RewardScale:
 
 
 class RewardScorer:
-    """A reward role of a backbone. Scores are raw; `scale` says how to normalise or calibrate them."""
+    """A reward role of a backbone, or several that are averaged. Scores are raw; `scale` says how to normalise or
+    calibrate them.
 
-    def __init__(self, backbone: Backbone, role: Role, scale: RewardScale) -> None:
+    others: the further adapters of an ensemble. heads_CH: the single heads of an ensemble on one adapter, and
+    behind them those of the attributes.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        role: Role,
+        scale: RewardScale,
+        *,
+        others: Sequence[Role] = (),
+        heads_CH: Tensor | None = None,
+    ) -> None:
         self.backbone = backbone
         self.role = role
         self.scale = scale
+        self.roles = (role, *others)
+        self._heads_CH = heads_CH
 
     @classmethod
     def attach(
         cls, backbone: Backbone, folder: Path, *, base_name: str | None = None, name: str = "reward"
     ) -> RewardScorer:
-        """Load a reward directory as a role of `backbone`. Raises CheckpointError where it does not fit."""
+        """Load a reward directory as a role of `backbone`, or as one for each of its adapters.
+
+        Raises CheckpointError where it does not fit."""
         scale = RewardScale.load(folder)
-        role = load_adapter(backbone, name, folder, base_name=base_name, scalar_head=True)
-        return cls(backbone, role, scale)
+        folders = [folder, *(folder / MEMBER_FOLDER.format(k) for k in range(1, scale.num_adapters))]
+        roles = [
+            load_adapter(backbone, f"{name}.{k}" if k else name, one, base_name=base_name, scalar_head=True)
+            for k, one in enumerate(folders)
+        ]
+        return cls(backbone, roles[0], scale, others=roles[1:], heads_CH=_heads(folder, scale, backbone))
+
+    @classmethod
+    def open_model(cls, folder: Path, settings: ModelSettings, *, name: str) -> RewardScorer:
+        """A reward whose every weight was trained (`rlhf reward --method full`), as a backbone of its own.
+
+        Raises ModelError and CheckpointError."""
+        scale = RewardScale.load(folder)
+        backbone, role = open_full(folder, settings, name)
+        return cls(backbone, role, scale, heads_CH=_heads(folder, scale, backbone))
 
     @torch.no_grad()
     def score(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
-        """Scores [B] of a batch of `sequences`, in one forward pass."""
-        assert self.role.head is not None
-        hidden_BH = sequences.last_hidden(self.role.name, batch)
-        return self.role.head(hidden_BH.float()).squeeze(1)
+        """Scores [B] of a batch of `sequences`, in one forward pass per adapter."""
+        return self._by_adapter(sequences, batch).mean(0)
 
     @torch.no_grad()
+    def spread(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
+        """Standard deviation [B] of the members' scores; 0 where there is one."""
+        if self._heads_CH is not None and self.scale.num_members > 1:
+            hidden_BH = sequences.last_hidden(self.role.name, batch).float()
+            return (hidden_BH @ self._heads_CH[: self.scale.num_members].T).std(1, correction=0)
+        return self._by_adapter(sequences, batch).std(0, correction=0)
+
+    @torch.no_grad()
+    def attributes(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
+        """[B, A] predicted values of the attributes in `scale.attributes`, on the scale that they were rated on."""
+        count = len(self.scale.attributes)
+        if not count or self._heads_CH is None:
+            return torch.zeros(len(batch.tokens_BS), 0)
+        hidden_BH = sequences.last_hidden(self.role.name, batch).float()
+        means, deviations = (
+            hidden_BH.new_tensor(v) for v in list(zip(*self.scale.attributes, strict=True))[1:]
+        )
+        return hidden_BH @ self._heads_CH[-count:].T * deviations + means
+
+    def _by_adapter(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
+        """[adapters, B]"""
+        found = []
+        for role in self.roles:
+            assert role.head is not None
+            found.append(role.head(sequences.last_hidden(role.name, batch).float()).squeeze(1))
+        return torch.stack(found)
+
     def score_all(self, sequences: Sequences, rows: Sequence[int] | None = None) -> Tensor:
         """Scores [N] by token budget, on the CPU; NaN for rows that were not asked for (default: all are)."""
-        asked = list(range(len(sequences))) if rows is None else list(rows)
-        scores_N = torch.full((len(sequences),), float("nan"))
-        for places in token_budget_batches([sequences.lengths[i] for i in asked], sequences.max_tokens):
-            indices = [asked[place] for place in places]
-            scores_N[indices] = self.score(sequences, sequences.batch(indices)).cpu()
-        return scores_N
+        return _all_rows(self.score, sequences, rows)
+
+    def spread_all(self, sequences: Sequences, rows: Sequence[int] | None = None) -> Tensor:
+        """`spread` of all rows, as `score_all`."""
+        return _all_rows(self.spread, sequences, rows)
 
     def score_texts(self, prompts: Sequence[Prompt], texts: Sequence[str], *, max_tokens: int) -> list[float]:
         """Scores of finished completions given as text."""
@@ -90,6 +161,30 @@ class RewardScorer:
             text_row(self.backbone.codec, prompt, text) for prompt, text in zip(prompts, texts, strict=True)
         ]
         return self.score_all(Sequences(self.backbone, rows, max_tokens=max_tokens, max_bytes=0)).tolist()
+
+
+def _all_rows(
+    measure: Callable[[Sequences, SequenceBatch], Tensor], sequences: Sequences, rows: Sequence[int] | None
+) -> Tensor:
+    asked = list(range(len(sequences))) if rows is None else list(rows)
+    found_N = torch.full((len(sequences),), float("nan"))
+    for places in token_budget_batches([sequences.lengths[i] for i in asked], sequences.max_tokens):
+        indices = [asked[place] for place in places]
+        found_N[indices] = measure(sequences, sequences.batch(indices)).cpu()
+    return found_N
+
+
+def _heads(folder: Path, scale: RewardScale, backbone: Backbone) -> Tensor | None:
+    """The single heads beside the score, where `scale` says that there are any. Raises CheckpointError."""
+    members = scale.num_members if scale.num_adapters == 1 else 1
+    if members == 1 and not scale.attributes:
+        return None
+    heads_CH = load_tensors(folder / HEADS_FILE).get("heads")
+    expected = (members + len(scale.attributes), backbone.hidden_size)
+    if heads_CH is None or tuple(heads_CH.shape) != expected:
+        found = None if heads_CH is None else tuple(heads_CH.shape)
+        raise CheckpointError(f"{folder / HEADS_FILE}: heads have the shape {found}; expected {expected}")
+    return heads_CH.to(backbone.device)
 
 
 def text_row(codec: ChatCodec, prompt: Prompt, text: str) -> list[int]:

@@ -1,51 +1,58 @@
-"""Training the reward model: Bradley-Terry on comparisons, an adapter and a score head on the frozen backbone.
+"""Training the reward model: what people said becomes an adapter and a score head on the frozen backbone.
 
-    load -> trunk states once -> epochs of (pairs, loss, step), validation after each -> best epoch
-         -> temperature on validation -> figures on test -> adapter directory
+    load -> trunk states once -> [search of settings] -> epochs of (examples, loss, step), validation after each
+         -> best epoch -> temperature on validation -> figures on test -> adapter directory
 
-Logged per epoch: `train_loss`; `validation_loss` (no dropout, no centring); `validation_accuracy` on decided
-comparisons; `grad_norm` before clipping; `lr`.
+`--method full` trains all weights instead and writes a model directory. OUT/reward.png shows how it went,
+OUT/conflicts.jsonl which completions raters judged in opposite ways.
+
+Logged per epoch: `train_loss`; `validation_loss` (no dropout, no centring, all raters alike); `validation_accuracy` on
+decided comparisons; `grad_norm` before clipping; `lr`.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Sequence
+import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from safetensors.torch import save_file
 
 from reward.calibrate import fit_temperature
 from reward.config import RewardConfig
-from reward.data import Example, PairData, load_pairs, merge_ratings, without_ties
-from reward.evaluate import accuracy, differences, report
-from reward.loss import pairwise_loss
-from reward.score import RewardScale, RewardScorer
-from rlhf.core.adapters import load_role_weights, role_weights, save_reward
+from reward.data import RewardData, load_ratings, without_ties
+from reward.evaluate import differences, report
+from reward.full import full_role, save_full
+from reward.heads import Heads
+from reward.picture import draw
+from reward.raters import RaterReport, conflicts, rater_weights
+from reward.score import HEADS_FILE, MEMBER_FOLDER, RewardScale
+from reward.trainer import RewardTrainer
+from rlhf.core.adapters import save_reward
 from rlhf.core.backbone import Backbone, Role
-from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import StateCheckpoints
-from rlhf.core.errors import DataError, Stopped
-from rlhf.core.guards import SignalGuard, require_finite, require_finite_parameters
+from rlhf.core.errors import ConfigError, DataError, Stopped
+from rlhf.core.files import write_jsonl
+from rlhf.core.guards import SignalGuard
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress
-from rlhf.core.optim import clip_gradients, make_optimizer, make_schedule
 from rlhf.core.randomness import derived_seed
+from rlhf.core.records import Split
 from rlhf.core.run import CHECKPOINTS, Launch, Run, Workspace
 from rlhf.core.sequences import Sequences
 
 ROLE = "reward"
+CONFLICTS = "conflicts.jsonl"
 
 
 def run(config: RewardConfig, launch: Launch) -> None:
-    """`rlhf reward`. Writes OUT/adapter, metrics and manifest; see `rlhf.core.run` for what OUT may be."""
+    """`rlhf reward`. Writes OUT/adapter (or OUT/model), metrics, manifest; see `rlhf.core.run` for what OUT may be."""
     require_one_process("reward")
+    if config.tune:
+        _search()  # what is missing is said before anything is loaded
     backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
     snapshot = find_path(
         required(config.snapshot, "snapshot", "a directory written by `rlhf export`"), launch
@@ -53,8 +60,7 @@ def run(config: RewardConfig, launch: Launch) -> None:
     out = launch.out or Workspace(launch.workspace).runs / "reward"
     if launch.dry_run:
         backbone, data = _load(backbone_path, snapshot, config, launch)
-        counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in data.pairs.items())
-        print(f"reward: would train on {backbone.name} with {counts} comparisons into {out}")
+        print(f"reward: would train on {backbone.name} with {_counts(data)} into {out}")
         return
     parents = {"snapshot": snapshot} | (
         {"backbone": Path(backbone_path)} if Path(backbone_path).exists() else {}
@@ -67,79 +73,168 @@ def run(config: RewardConfig, launch: Launch) -> None:
             print(f"reward: {out} is already finished")
             return
         backbone, data = _load(backbone_path, snapshot, config, launch)
+        heads = Heads.of(config, data)
+        raters = rater_weights(data.pairs["train"], config.rater_weights)
         record.begin()
-        train(backbone, data, config, record)
+        print(f"reward: {_counts(data)}")
+        if data.num_moved:
+            print(f"reward: {data.num_moved} answers moved to the split of a near-duplicate prompt")
+        train(backbone, data, heads, raters, config, record)
 
 
 def _load(
     backbone_path: str, snapshot: Path, config: RewardConfig, launch: Launch
-) -> tuple[Backbone, PairData]:
-    """The backbone and the comparisons in its tokens. Raises ModelError and DataError."""
+) -> tuple[Backbone, RewardData]:
+    """The backbone and what raters said in its tokens. Raises ModelError and DataError."""
     backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
     max_tokens = min(config.max_tokens or backbone.codec.max_tokens, backbone.codec.max_tokens)
-    data = load_pairs(
-        snapshot,
-        backbone.codec,
-        max_tokens=max_tokens,
-        drop_too_long=config.on_too_long == "drop",
-        seed=config.seed,
-    )
+    data = load_ratings(snapshot, backbone.codec, config, max_tokens)
     if data.num_too_long:
-        print(f"reward: left out {data.num_too_long} comparisons longer than {max_tokens} tokens")
-    if config.ties == "ignore" and not without_ties(data.pairs["train"]):
-        count = len(data.pairs["train"])
+        print(f"reward: left out {data.num_too_long} answers about texts longer than {max_tokens} tokens")
+    pairs = data.pairs["train"]
+    others = data.num_ratings("train") - len(pairs)
+    if config.ties == "ignore" and pairs and not others and not without_ties(pairs):
         raise DataError(
-            f"{snapshot}: all {count} training comparisons are ties, which --ties ignore leaves out"
+            f"{snapshot}: all {len(pairs)} training comparisons are ties, which --ties ignore leaves out"
         )
     return backbone, data
 
 
-def train(backbone: Backbone, data: PairData, config: RewardConfig, record: Run) -> None:
+def _counts(data: RewardData) -> str:
+    """How much of what there is in each split, in words."""
+    kinds: dict[str, dict[Split, list[Any]]] = {
+        "comparisons": data.pairs,
+        "rankings": data.rankings,
+        "rated completions": data.scores,
+        "thumbs": data.thumbs,
+    }
+    found = [
+        f"{' / '.join(str(len(kind[split])) for split in kind)} {name}"
+        for name, kind in kinds.items()
+        if any(kind.values())
+    ]
+    return f"{', '.join(found)} (train / validation / test)"
+
+
+def make_roles(backbone: Backbone, heads: Heads, config: RewardConfig) -> list[Role]:
+    """The role that is trained, or the adapters of an ensemble, with their heads at the start of training."""
+    if config.method == "full":
+        roles = [full_role(backbone, ROLE)]
+    else:
+        count = config.ensemble if config.ensemble_of == "adapters" else 1
+        names = [ROLE, *(f"{ROLE}.{k}" for k in range(1, count))]
+        lora = config.lora
+        if config.tune and not lora.dropout:
+            # Trials change the share; without any, peft makes no layer whose share could be changed.
+            lora = lora.model_copy(update={"dropout": 0.1})
+        roles = [backbone.add_role(name, lora, seed=config.seed) for name in names]
+    for number, role in enumerate(roles):
+        generator = torch.Generator().manual_seed(derived_seed(config.seed, "head", number))
+        role.head = heads.make(backbone.hidden_size, backbone.device, generator)
+    return roles
+
+
+def train(
+    backbone: Backbone,
+    data: RewardData,
+    heads: Heads,
+    raters: RaterReport,
+    config: RewardConfig,
+    record: Run,
+) -> None:
     """Train, keep the best epoch, calibrate, measure on test, save."""
-    role = backbone.add_role(ROLE, config.lora, seed=config.seed, scalar_head=True)
-    if config.trunk_cache:
+    roles = make_roles(backbone, heads, config)
+    if config.trunk_cache and config.method == "lora":
         print(f"reward: {backbone.enable_trunk(max(map(len, data.rows)))}")
-    with progress("trunk states", len(data.rows), stage="reward") as tracker:
-        sequences = Sequences(
-            backbone,
-            data.rows,
-            max_tokens=config.micro_batch_tokens,
-            max_bytes=int(config.trunk_cache_gib * 2**30),
-            on_batch=tracker.advance,
-        )
-    trainer = RewardTrainer(role, sequences, data, config)
-    checkpoints = StateCheckpoints(record.path / CHECKPOINTS, "reward")
-    if record.resuming and (state := checkpoints.newest()):
-        trainer.load_state_dict(state)
-    record.metrics.truncate_after(trainer.epoch)
-    total = config.num_epochs * trainer.steps_per_epoch
-    with SignalGuard() as guard, progress("steps", total, stage="reward") as tracker:
-        tracker.advance(trainer.epoch * trainer.steps_per_epoch)
-        while trainer.epoch < config.num_epochs and trainer.stale < config.patience:
-            before = trainer.state_dict()
-            try:
-                figures = trainer.train_epoch(guard.check, tracker.advance)
-            except Stopped:
-                checkpoints.save(before["epoch"], before)
-                raise
-            record.metrics.log(trainer.epoch, **figures)
-            checkpoints.save(trainer.epoch, trainer.state_dict())
+    with SignalGuard() as guard:
+        with progress("trunk states", len(data.rows), stage="reward") as tracker:
+
+            def advance(count: int) -> None:
+                guard.check()
+                tracker.advance(count)
+
+            sequences = Sequences(
+                backbone,
+                data.rows,
+                max_tokens=config.micro_batch_tokens,
+                max_bytes=int(config.trunk_cache_gib * 2**30),
+                on_batch=advance,
+            )
+
+        def make_trainer(settings: RewardConfig) -> RewardTrainer:
+            return RewardTrainer(roles, heads, sequences, data, settings, raters.weight_of)
+
+        if config.tune:
+            config = _search().searched(make_trainer, config, record.path, guard.check)
+        trainer = make_trainer(config)
+        checkpoints = StateCheckpoints(record.path / CHECKPOINTS, "reward")
+        if record.resuming and (state := checkpoints.newest()):
+            trainer.load_state_dict(state)
+        record.metrics.truncate_after(trainer.epoch)
+        _epochs(trainer, checkpoints, record, guard)
     trainer.restore_best()
-    finish(trainer, data, config, record)
+    finish(trainer, data, raters, record)
 
 
-def finish(trainer: RewardTrainer, data: PairData, config: RewardConfig, record: Run) -> None:
-    """Calibrate on validation, measure on test, save the adapter directory, close the run."""
-    scores = trainer.scorer.score_all(trainer.sequences).numpy()
-    validation = data.pairs["validation"]
-    wins = np.array([0.5 if pair.preference.tie else 1.0 for pair in validation])
-    temperature = fit_temperature(differences(scores, validation), wins)
-    trained_on = sorted({i for pair in data.pairs["train"] for i in (pair.chosen, pair.rejected)})
+def _search() -> Any:
+    """`reward.search`, which needs the extra `tune`."""
+    try:
+        return importlib.import_module("reward.search")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--tune needs {error.name}; install it with: pip install 'rlhf-loop[tune]'"
+        ) from error
+
+
+def _epochs(trainer: RewardTrainer, checkpoints: StateCheckpoints, record: Run, guard: SignalGuard) -> None:
+    """Steps, validation and checkpoints until the trainer is done. Raises Stopped with the state saved."""
+    config = trainer.config
+    total = config.num_epochs * trainer.steps_per_epoch
+    with progress("steps", total, stage="reward") as tracker:
+        tracker.advance(trainer.global_step)
+        try:
+            while not trainer.done:
+                if trainer.step < trainer.steps_per_epoch:
+                    tracker.advance(loss=trainer.train_step(guard.check))
+                    if (
+                        trainer.global_step % config.save_steps == 0
+                        and trainer.step < trainer.steps_per_epoch
+                    ):
+                        checkpoints.save(trainer.global_step, trainer.state_dict())
+                    continue
+                record.metrics.log(trainer.epoch + 1, **trainer.finish_epoch())
+                checkpoints.save(trainer.global_step, trainer.state_dict())
+        except Stopped:
+            # Raised between steps or before one was made: what is in memory is the state of the last one.
+            checkpoints.save(trainer.global_step, trainer.state_dict())
+            raise
+
+
+def finish(trainer: RewardTrainer, data: RewardData, raters: RaterReport, record: Run) -> None:
+    """Calibrate on validation, measure on test, save, close the run."""
+    config, heads = trainer.config, trainer.heads
+    scores = trainer.scores(trainer.outputs(range(len(data.rows))))
+    temperature = 1.0
+    if validation := data.pairs["validation"]:
+        wins = np.array([0.5 if pair.preference.tie else 1.0 for pair in validation])
+        temperature = fit_temperature(differences(scores, validation), wins)
+    trained_on = sorted({row for example in trainer.examples for row in example.rows})
     std = float(scores[trained_on].std())
-    scale = RewardScale(float(scores[trained_on].mean()), std if std > 0 else 1.0, temperature)
-    folder = record.path / "adapter"
-    save_reward(trainer.role, folder, trainer.sequences.backbone)
-    scale.save(folder)
+    learned = trainer.objective.learned(trainer.examples)
+    scale = RewardScale(
+        float(scores[trained_on].mean()),
+        std if std > 0 else 1.0,
+        temperature,
+        num_members=config.ensemble,
+        num_adapters=len(trainer.roles),
+        attributes=tuple((a.name, a.mean, a.std) for a in heads.attributes),
+        tie_logit=learned.get("tie_logit"),
+        thumb_offset=learned.get("offset"),
+    )
+    folder = save(trainer, scale, record.path)
+    found = conflicts(data.pairs["train"])
+    if found:
+        write_jsonl(record.path / CONFLICTS, (conflict.row() for conflict in found))
     splits = {split: report(scores, pairs, temperature, config.seed) for split, pairs in data.pairs.items()}
     test = splits["test"]
     metrics: dict[str, Any] = {
@@ -152,10 +247,35 @@ def finish(trainer: RewardTrainer, data: PairData, config: RewardConfig, record:
         "score_mean": scale.mean,
         "score_std": scale.std,
         "best_epoch": trainer.best_epoch,
+        "num_examples": len(trainer.examples),
         "num_too_long": data.num_too_long,
+        "num_moved": data.num_moved,
+        "num_conflicts": len(found),
     }
-    record.finish(metrics, extra={"splits": splits})
+    draw(record.path, trainer.best_epoch)
+    record.finish(metrics, extra={"splits": splits, "raters": raters.rows()})
     print(f"reward: {summary(test)}; saved in {folder}")
+
+
+def save(trainer: RewardTrainer, scale: RewardScale, out: Path) -> Path:
+    """The adapter directory (one inside it for each further adapter), or the model directory. Returns it."""
+    backbone, heads = trainer.sequences.backbone, trainer.heads
+    folder = out / ("model" if trainer.config.method == "full" else "adapter")
+    for number, role in enumerate(trainer.roles):
+        assert role.head is not None
+        single = replace(role, head=heads.score_head(role.head))
+        if trainer.config.method == "full":
+            save_full(single, folder, backbone)
+            continue
+        place = folder / MEMBER_FOLDER.format(number) if number else folder
+        save_reward(single, place, backbone)
+        # A member can be used on its own too.
+        replace(scale, num_members=1, num_adapters=1, attributes=()).save(place)
+    scale.save(folder)
+    head = trainer.roles[0].head
+    if heads.num_outputs > 1 and head is not None:
+        save_file({"heads": head.weight.detach().cpu().contiguous()}, folder / HEADS_FILE)
+    return folder
 
 
 def summary(test: dict[str, Any]) -> str:
@@ -168,143 +288,3 @@ def summary(test: dict[str, Any]) -> str:
     if "agreement" in test:
         text += f", raters agree with each other on {test['agreement']:.3f}"
     return text
-
-
-class RewardTrainer:
-    """The state of a training run: adapter, head, optimizer, schedule, epoch, and the best epoch so far."""
-
-    def __init__(self, role: Role, sequences: Sequences, data: PairData, config: RewardConfig) -> None:
-        self.role, self.sequences, self.config = role, sequences, config
-        self.scorer = RewardScorer(sequences.backbone, role, RewardScale(0.0, 1.0, 1.0))
-        decided_or_all = data.pairs["train"] if config.ties == "half" else without_ties(data.pairs["train"])
-        self.examples = merge_ratings(
-            decided_or_all,
-            use_weights=config.use_weights,
-            label_smoothing=config.label_smoothing,
-            margin_scale=config.margin_scale,
-        )
-        self.validation = data.pairs["validation"]
-        self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_pairs)
-        assert role.head is not None
-        self.parameters = role.parameters()
-        heads = list(role.head.parameters())
-        adapter = self.parameters[: -len(heads)]
-        self.optimizer: AdamW = make_optimizer(adapter, heads, config.optim, config.head_lr)
-        num_steps = config.num_epochs * self.steps_per_epoch
-        self.schedule: LambdaLR = make_schedule(self.optimizer, config.optim, num_steps)
-        self.epoch = 0
-        self.stale = 0
-        self.best_epoch = 0
-        self.best_loss = math.inf
-        self.best: dict[str, Tensor] = role_weights(self.role)
-
-    # ---- one epoch ---------------------------------------------------------------------------------------
-
-    def train_epoch(self, check: Callable[[], None], advance: Callable[..., None]) -> dict[str, float]:
-        """One pass over the training pairs and one over validation; returns what is logged."""
-        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "epoch", self.epoch))
-        order = torch.randperm(len(self.examples), generator=generator).tolist()
-        # Dropout draws from the global generator: seeded here, an epoch depends on its number alone.
-        torch.manual_seed(derived_seed(self.config.seed, "dropout", self.epoch))
-        self._adapter_dropout(True)
-        loss_sum, norm_sum = 0.0, 0.0
-        for step in range(self.steps_per_epoch):
-            batch = order[step * self.config.batch_pairs : (step + 1) * self.config.batch_pairs]
-            loss, norm = self._step([self.examples[i] for i in batch], check)
-            require_finite(f"epoch {self.epoch + 1}, step {step + 1}", loss=loss, grad_norm=norm)
-            loss_sum, norm_sum = loss_sum + loss, norm_sum + norm
-            advance(loss=loss)
-        self._adapter_dropout(False)
-        require_finite_parameters(f"epoch {self.epoch + 1}", self.parameters)
-        self.epoch += 1
-        validation_loss, interval_mean = self._validate()
-        if validation_loss < self.best_loss:
-            self.best_loss, self.best_epoch, self.stale = validation_loss, self.epoch, 0
-            self.best = role_weights(self.role)
-        else:
-            self.stale += 1
-        return {
-            "train_loss": loss_sum / self.steps_per_epoch,
-            "validation_loss": validation_loss,
-            "validation_accuracy": interval_mean,
-            "grad_norm": norm_sum / self.steps_per_epoch,
-            "lr": float(self.schedule.get_last_lr()[0]),
-        }
-
-    def _step(self, examples: Sequence[Example], check: Callable[[], None]) -> tuple[float, float]:
-        """One optimizer step on a batch, in micro-batches of whole pairs. Returns (loss, gradient norm)."""
-        all_lengths = self.sequences.lengths
-        lengths = [2 * max(all_lengths[e.first], all_lengths[e.second]) for e in examples]
-        total_weight = sum(example.weight for example in examples)
-        total = 0.0
-        for indices in token_budget_batches(lengths, self.config.micro_batch_tokens):
-            check()
-            loss = self._loss_sum([examples[i] for i in indices]) / total_weight
-            loss.backward()
-            total += loss.item()
-        norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total, norm
-
-    def _loss_sum(self, examples: Sequence[Example]) -> Tensor:
-        """Weighted sum of the examples' losses; each distinct completion goes through the model once."""
-        rows = sorted({i for example in examples for i in (example.first, example.second)})
-        place = {row: k for k, row in enumerate(rows)}
-        assert self.role.head is not None
-        hidden_BH = self.sequences.last_hidden(self.role.name, self.sequences.batch(rows))
-        scores_B = self.role.head(hidden_BH.float()).squeeze(1)
-
-        def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, device=scores_B.device, dtype=scores_B.dtype)
-
-        loss_P = pairwise_loss(
-            scores_B[[place[example.first] for example in examples]],
-            scores_B[[place[example.second] for example in examples]],
-            column([example.target for example in examples]),
-            column([example.margin for example in examples]),
-            self.config.center_coef,
-        )
-        return (loss_P * column([example.weight for example in examples])).sum()
-
-    def _validate(self) -> tuple[float, float]:
-        """(mean loss without centring, margin or smoothing; accuracy on decided comparisons, else 0.5)."""
-        used = sorted({i for pair in self.validation for i in (pair.chosen, pair.rejected)})
-        scores = self.scorer.score_all(self.sequences, used).numpy()
-        delta = differences(scores, self.validation)
-        wins = np.array([0.5 if pair.preference.tie else 1.0 for pair in self.validation])
-        loss = np.mean(np.logaddexp(0, -delta) * wins + np.logaddexp(0, delta) * (1 - wins))
-        interval = accuracy(scores, self.validation, self.config.seed)
-        return float(loss), interval.mean if interval else 0.5
-
-    def _adapter_dropout(self, on: bool) -> None:
-        """Only the adapters' dropout: the model's own would also act below the trunk."""
-        for name, module in self.role.model.named_modules():
-            if "lora_dropout" in name:
-                module.train(on)
-
-    # ---- state -------------------------------------------------------------------------------------------
-
-    def restore_best(self) -> None:
-        load_role_weights(self.role, self.best, "best epoch")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "stale": self.stale,
-            "best_epoch": self.best_epoch,
-            "best_loss": self.best_loss,
-            "best": self.best,
-            "weights": role_weights(self.role),
-            # A copy: the optimizer goes on changing its own tensors in place.
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self.stale = state["epoch"], state["stale"]
-        self.best_epoch, self.best_loss, self.best = state["best_epoch"], state["best_loss"], state["best"]
-        load_role_weights(self.role, state["weights"], "checkpoint")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]

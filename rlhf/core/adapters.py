@@ -36,8 +36,14 @@ SCORE_KEY = "base_model.model.score.weight"
 
 
 def role_tensors(role: Role) -> dict[str, Tensor]:
-    """Copies of the adapter's tensors, on the CPU, under the names that peft saves them by."""
-    state = get_peft_model_state_dict(role.model, save_embedding_layers=False)
+    """Copies of the adapter's tensors, on the CPU, under the names that peft saves them by.
+
+    Of a role without an adapter: of all weights of its decoder, under their own names.
+    """
+    if role.lora is None:
+        state = role.causal_lm.get_decoder().state_dict()
+    else:
+        state = get_peft_model_state_dict(role.model, save_embedding_layers=False)
     return {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
 
 
@@ -52,7 +58,10 @@ def load_role_tensors(role: Role, tensors: dict[str, Tensor], where: str) -> Non
             f"{where}: does not fit the backbone: {len(missing)} keys missing, {len(extra)} unexpected, "
             f"{len(shapes)} of another shape (first: {(missing + extra + shapes)[0]})"
         )
-    set_peft_model_state_dict(role.model, tensors)
+    if role.lora is None:
+        role.causal_lm.get_decoder().load_state_dict(tensors)
+    else:
+        set_peft_model_state_dict(role.model, tensors)
 
 
 def role_weights(role: Role) -> dict[str, Tensor]:
@@ -85,21 +94,29 @@ def save_policy(role: Role, folder: Path, backbone: Backbone) -> None:
 def save_reward(role: Role, folder: Path, backbone: Backbone) -> None:
     """A sequence-classification adapter with its score head. Raises ModelError when transformers has no such
     head for the architecture."""
-    if role.head is None:
+    if role.head is None or role.head.out_features != 1:
         raise ValueError(f"role {role.name!r} has no scalar head")
-    config = backbone.model.config
-    if type(config) not in AutoModelForSequenceClassification._model_mapping:
-        raise ModelError(
-            f"{backbone.name}: transformers has no sequence classification for {config.model_type}"
-        )
+    settings, _ = classifier_config(backbone)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = role_tensors(role)
     tensors[SCORE_KEY] = role.head.weight.detach().cpu().contiguous()
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     _save_config(role, folder, backbone.name, task_type="SEQ_CLS", modules_to_save=["score"])
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+    save_tokenizer(backbone, folder)
+
+
+def classifier_config(backbone: Backbone) -> tuple[dict[str, Any], Any]:
+    """(settings, class) of the backbone's architecture as a sequence-classification model with one label.
+
+    Raises ModelError when transformers has none."""
+    config = backbone.model.config
+    if type(config) not in AutoModelForSequenceClassification._model_mapping:
+        raise ModelError(
+            f"{backbone.name}: transformers has no sequence classification for {config.model_type}"
+        )
     classifier = AutoModelForSequenceClassification._model_mapping[type(config)]
-    text_config = config.to_dict()
-    text_config |= {
+    settings = config.to_dict() | {
         "architectures": [classifier.__name__],
         "num_labels": 1,
         "id2label": {"0": "score"},
@@ -107,9 +124,11 @@ def save_reward(role: Role, folder: Path, backbone: Backbone) -> None:
         "pad_token_id": backbone.codec.pad_token_id,
         "use_cache": False,
     }
-    (folder / "config.json").write_text(
-        json.dumps(text_config, indent=2, default=str) + "\n", encoding="utf-8"
-    )
+    return settings, classifier
+
+
+def save_tokenizer(backbone: Backbone, folder: Path) -> None:
+    """The tokenizer with a pad token that ends no completion."""
     tokenizer = backbone.codec.tokenizer
     before = tokenizer.pad_token
     try:

@@ -1,4 +1,4 @@
-"""Losses, merging of ratings, calibration and figures of the reward model against numbers worked out by hand."""
+"""Merging of ratings, calibration and figures of the reward model against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.special import expit
 
 from reward.calibrate import calibration_error, fit_temperature, symmetric_probabilities
-from reward.data import Pair, merge_ratings
+from reward.data import Pair
 from reward.evaluate import accuracy, differences, rater_agreement, report
-from reward.loss import pairwise_loss
 from rlhf.core.records import Preference
 
 
@@ -22,109 +20,6 @@ def pair(chosen: int, rejected: int, **changes: Any) -> Pair:
     if values.get("tie"):
         values["margin"] = 0
     return Pair(chosen, rejected, Preference.model_validate(values))
-
-
-def losses(
-    first: float, second: float, target: float = 1.0, margin: float = 0.0, center: float = 0.0
-) -> float:
-    columns = [torch.tensor([value]) for value in (first, second, target, margin)]
-    return pairwise_loss(*columns, center_coef=center).item()
-
-
-def test_bradley_terry_by_hand() -> None:
-    # a difference of ln 3: P = 3/4, loss ln(4/3) where it won, ln 4 where it lost
-    assert losses(math.log(3), 0.0) == pytest.approx(math.log(4 / 3))
-    assert losses(0.0, math.log(3)) == pytest.approx(math.log(4))
-    assert losses(2.0, 2.0) == pytest.approx(math.log(2))
-
-
-def test_a_tie_is_half_a_win_for_each() -> None:
-    assert losses(math.log(3), 0.0, target=0.5) == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
-    scores = torch.tensor([1.5, 0.0], requires_grad=True)
-    pairwise_loss(scores[:1], scores[1:], torch.tensor([0.5]), torch.zeros(1), 0.0).sum().backward()
-    assert scores.grad is not None
-    # sigmoid(1.5) - 0.5 pulls the two together
-    assert scores.grad.tolist() == pytest.approx([expit(1.5) - 0.5, 0.5 - expit(1.5)])
-
-
-def test_the_margin_is_what_the_difference_has_to_exceed() -> None:
-    # 2 + ln 3 against a margin of 2 is a difference of ln 3
-    assert losses(2 + math.log(3), 0.0, margin=2.0) == pytest.approx(math.log(4 / 3))
-
-
-def test_centring_pulls_the_sum_to_zero() -> None:
-    # 0.1 * (1 + 2)^2 on top
-    assert losses(1.0, 2.0, center=0.1) == pytest.approx(losses(1.0, 2.0) + 0.9)
-    assert losses(3.0, -3.0, center=0.1) == pytest.approx(losses(3.0, -3.0))
-
-
-def test_loss_refuses_shapes_that_would_broadcast() -> None:
-    with pytest.raises(ValueError, match="shapes differ"):
-        pairwise_loss(torch.zeros(2), torch.zeros(2), torch.zeros(1), torch.zeros(2), 0.0)
-
-
-RATINGS = [
-    pair(0, 1, weight=2.0, annotator_id="a"),
-    pair(1, 0, weight=0.5, annotator_id="b"),
-    pair(0, 1, weight=1.0, annotator_id="c", tie=True),
-    pair(0, 1, weight=1.5, annotator_id="d", margin=3.0),
-    pair(2, 1, weight=1.0, annotator_id="a"),
-    pair(1, 2, weight=1.0, annotator_id="b"),
-]
-
-
-def single_rating_loss(
-    scores: torch.Tensor, rating: Pair, smoothing: float, margin_scale: float, center: float, weighted: bool
-) -> torch.Tensor:
-    """The loss of one rater's answer on its own, chosen first."""
-    target = 0.5 if rating.preference.tie else 1 - smoothing
-    loss = pairwise_loss(
-        scores[[rating.chosen]],
-        scores[[rating.rejected]],
-        torch.tensor([target], dtype=scores.dtype),
-        torch.tensor([margin_scale * rating.preference.margin], dtype=scores.dtype),
-        center,
-    )
-    return loss.sum() * (rating.preference.weight if weighted else 1.0)
-
-
-@pytest.mark.parametrize("use_weights", [True, False])
-@pytest.mark.parametrize("margin_scale", [0.0, 0.4])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_merged_ratings_are_the_sum_of_single_ones_in_value_and_gradient(
-    use_weights: bool, margin_scale: float, label_smoothing: float
-) -> None:
-    examples = merge_ratings(
-        RATINGS, use_weights=use_weights, label_smoothing=label_smoothing, margin_scale=margin_scale
-    )
-    if not margin_scale:
-        assert [(e.first, e.second) for e in examples] == [(0, 1), (1, 2)]
-    start = torch.tensor([0.7, -0.2, 0.4], dtype=torch.float64)
-    merged, single = start.clone().requires_grad_(), start.clone().requires_grad_()
-    columns = [
-        torch.tensor([getattr(e, name) for e in examples], dtype=torch.float64)
-        for name in ("target", "margin", "weight")
-    ]
-    loss_P = pairwise_loss(
-        merged[[e.first for e in examples]], merged[[e.second for e in examples]], *columns[:2], 0.05
-    )
-    total = (loss_P * columns[2]).sum()
-    expected = sum(
-        single_rating_loss(single, rating, label_smoothing, margin_scale, 0.05, use_weights)
-        for rating in RATINGS
-    )
-    assert isinstance(expected, torch.Tensor)
-    assert total.item() == pytest.approx(expected.item(), rel=1e-12)
-    total.backward()
-    expected.backward()
-    torch.testing.assert_close(merged.grad, single.grad)
-
-
-def test_merging_by_hand() -> None:
-    found = merge_ratings(RATINGS[:3], use_weights=True, label_smoothing=0.1, margin_scale=0.0)
-    # (2 * 0.9 + 0.5 * 0.1 + 1 * 0.5) / 3.5
-    assert len(found) == 1
-    assert (found[0].target, found[0].weight) == (pytest.approx(2.35 / 3.5), 3.5)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import reward.objective as objective_module
 import reward.train as reward_train
 from reward.config import RewardConfig, ScoreConfig
 from reward.data import load_pairs
@@ -71,7 +72,7 @@ def test_a_planted_rule_is_learned_and_the_head_survives_reload(
     bad = scorer.score_texts(prompts, [f"the old {i} sorry man" for i in range(8)], max_tokens=10_000)
     assert sum(a > b for a, b in zip(good, bad, strict=True)) >= 7
     saved = load_file(out / "adapter" / "adapter_model.safetensors")[SCORE_KEY]
-    best = load_state(checkpoints(out / "checkpoints")[-1])["best"]["head"]
+    best = load_state(checkpoints(out / "checkpoints")[-1])["best"]["reward"]["head"]
     assert torch.equal(saved, best)
     assert saved.abs().max() > 0
     # The scale in reward.json is that of the training completions under the saved weights.
@@ -81,6 +82,7 @@ def test_a_planted_rule_is_learned_and_the_head_survives_reload(
         max_tokens=128,
         drop_too_long=False,
         seed=0,
+        near_duplicates=0.8,
     )
     rows = sorted({i for p in data.pairs["train"] for i in (p.chosen, p.rejected)})
     with torch.no_grad():
@@ -111,15 +113,16 @@ def test_micro_batches_and_trunk_cache_change_no_figure(
 
 def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """SIGTERM to this process while the n-th loss is computed."""
-    loss, calls = reward_train.pairwise_loss, []
+    loss, calls = objective_module.comparison_loss, []
 
     def stopping(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if torch.is_grad_enabled():
+            calls.append(1)
+            if len(calls) == number:
+                os.kill(os.getpid(), signal.SIGTERM)
         return loss(*args)
 
-    monkeypatch.setattr(reward_train, "pairwise_loss", stopping)
+    monkeypatch.setattr(objective_module, "comparison_loss", stopping)
 
 
 def steps_per_epoch(launch: Launch, config: RewardConfig) -> int:
@@ -201,12 +204,12 @@ def test_all_ties_ignored_leave_nothing_to_train_on(reward_launch: Launch, rewar
 def test_a_snapshot_must_have_all_three_splits(reward_launch: Launch, reward_config: MakeConfig) -> None:
     snapshot = reward_launch.workspace / "snapshot"
     config = reward_config(snapshot="snapshot")
-    for split in ("train", "validation"):
-        write_rows(snapshot / f"{split}.jsonl", [row(i) for i in range(4)])
+    for start, split in ((0, "train"), (4, "validation")):
+        write_rows(snapshot / f"{split}.jsonl", [row(i) for i in range(start, start + 4)])
     with pytest.raises(DataError, match=r"no test\.jsonl; expected a snapshot"):
         reward_train.run(config, reward_launch)
     (snapshot / "test.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"no comparison in the test split .0 were too long."):
+    with pytest.raises(DataError, match=r"no rating in the test split .0 were too long."):
         reward_train.run(config, reward_launch)
     write_rows(snapshot / "test.jsonl", [row(9)])
     reward_train.run(replace_epochs(config), reward_launch)
