@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import ConfigDict
 
 from reward.config import ScoreConfig
-from reward.score import RewardScorer, text_row
+from reward.foreign import ForeignScorer, find_classifier, open_classifier
+from reward.score import RewardScorer
+from reward.texts import context_of, score_rows, shortened, token_row
 from rlhf.core.adapters import base_path
 from rlhf.core.backbone import Backbone
 from rlhf.core.errors import ConfigError, DataError
@@ -16,7 +18,6 @@ from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, re
 from rlhf.core.metrics import progress
 from rlhf.core.records import Prompt, Record
 from rlhf.core.run import Launch
-from rlhf.core.sequences import Sequences
 
 
 class ScoredRow(Record):
@@ -31,31 +32,60 @@ class ScoredRow(Record):
 def run(config: ScoreConfig, launch: Launch) -> None:
     """Write the rows with their raw `score` and their `score_normalized`. Never overwrites without --force."""
     source = find_path(config.file, launch)
-    folder = find_adapter(required(config.reward, "reward", "a reward run or adapter directory"), launch)
     target = launch.out or source.with_suffix(".scored.jsonl")
     if target.exists() and not launch.force:
         raise ConfigError(f"{target}: exists already; choose another --out, or --force to replace it")
-    backbone_path = find_model(config.backbone, launch) if config.backbone else base_path(folder, launch)
-    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    scorer = RewardScorer.attach(backbone, folder)
+    scorer = _load(config, launch)
 
-    rows, given = [], []
+    given, rows = [], []
     for line, row in read_numbered(source, ScoredRow):
         try:
-            prompt = Prompt.model_validate({"prompt": row.prompt})
-            rows.append(text_row(backbone.codec, prompt, row.completion))
+            ids = token_row(scorer, Prompt.model_validate({"prompt": row.prompt}), row.completion)
         except (DataError, ValueError) as error:
             raise DataError(f"{source}:{line}: {error}") from error
+        if len(ids) > context_of(scorer) and config.on_too_long == "error":
+            raise DataError(
+                f"{source}:{line}: prompt and completion have {len(ids)} tokens; the model's context is "
+                f"{context_of(scorer)} (--on-too-long drop or truncate-left)"
+            )
         given.append(row)
+        rows.append(ids)
+    fits = [len(ids) <= context_of(scorer) or config.on_too_long == "truncate-left" for ids in rows]
+    num_too_long = sum(len(ids) > context_of(scorer) for ids in rows)
+    if not any(fits):
+        raise DataError(
+            f"{source}: all {num_too_long} rows are longer than the context of {context_of(scorer)}"
+        )
     with progress("completions", len(rows), stage="score") as tracker:
-        scores = scorer.score_all(
-            Sequences(backbone, rows, max_tokens=config.micro_batch_tokens, max_bytes=0)
-        ).tolist()
+        kept = [shortened(scorer, ids) for ids, fit in zip(rows, fits, strict=True) if fit]
+        scores = iter(score_rows(scorer, kept, max_tokens=config.micro_batch_tokens).tolist())
         tracker.advance(len(rows))
     scale = scorer.scale
-    written: list[dict[str, Any]] = [
-        row.model_dump() | {"score": score, "score_normalized": (score - scale.mean) / scale.std}
-        for row, score in zip(given, scores, strict=True)
-    ]
+    written: list[dict[str, Any]] = []
+    for row, fit in zip(given, fits, strict=True):
+        score = next(scores) if fit else None
+        normalized = None if score is None else (score - scale.mean) / scale.std
+        written.append(row.model_dump() | {"score": score, "score_normalized": normalized})
     write_jsonl(target, written)
-    print(f"score: {len(written)} completions, mean {sum(scores) / len(scores):.3f}; written to {target}")
+    found = [row["score"] for row in written if row["score"] is not None]
+    print(
+        f"score: {len(found)} completions, mean {sum(found) / len(found):.3f}{_too_long(num_too_long, config)}; "
+        f"written to {target}"
+    )
+
+
+def _too_long(number: int, config: ScoreConfig) -> str:
+    what = "got no score" if config.on_too_long == "drop" else "lost the beginning of their prompts"
+    return f" ({number} too long: {what})" if number else ""
+
+
+def _load(config: ScoreConfig, launch: Launch) -> RewardScorer | ForeignScorer:
+    name = required(
+        config.reward, "reward", "a reward run, adapter directory or sequence-classification model"
+    )
+    if (classifier := find_classifier(name, launch)) is not None:
+        return open_classifier(classifier, config.model)
+    folder = find_adapter(name, launch)
+    backbone_path = find_model(config.backbone, launch) if config.backbone else base_path(folder, launch)
+    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
+    return RewardScorer.attach(backbone, folder)

@@ -21,7 +21,7 @@ from rlhf.core.batching import token_budget_batches
 from rlhf.core.callables import ScoringFunction, is_callable_spec
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.files import write_json, write_jsonl
-from rlhf.core.inputs import find_adapter, find_path, required
+from rlhf.core.inputs import find_path, required
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.metrics import progress
 from rlhf.core.records import Completion, Prompt
@@ -86,7 +86,7 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
         for name, path in (
             ("candidate", candidate.path),
             ("baseline", baseline.path),
-            ("judge", _judge_path(judge_text, launch)),
+            ("judge", _judge_path(judge_text, pool)),
         )
         if path is not None
     }
@@ -168,11 +168,11 @@ def _by_pair(
     return Verdicts((forwards - backwards + 2) / 4)
 
 
-def _judge_path(text: str, launch: Launch) -> Path | None:
+def _judge_path(text: str, pool: ModelPool) -> Path | None:
     """What the judge is made of, for the manifest; people leave no file."""
     if text == people.PEOPLE:
         return None
-    return content_of(text) if is_callable_spec(text) else find_adapter(text, launch)
+    return content_of(text) if is_callable_spec(text) else pool.reward_path(text)
 
 
 def completions(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from reward.foreign import ForeignScorer, find_classifier, open_classifier
 from reward.score import RewardScorer
 from rlhf.core.adapters import base_path, load_adapter
 from rlhf.core.backbone import REFERENCE, Backbone
@@ -58,12 +59,19 @@ class ModelPool:
         load_adapter(backbone, name, adapter, base_name=backbone.name, scalar_head=False)
         return Generator(backbone, name, _identity(str(adapter), self._launch), adapter)
 
-    def scorer(self, text: str) -> RewardScorer:
+    def scorer(self, text: str) -> RewardScorer | ForeignScorer:
         """The reward model that `text` names, on a shared backbone where there is one."""
+        if (classifier := find_classifier(text, self._launch)) is not None:
+            return open_classifier(classifier, self._settings)
         folder = find_adapter(text, self._launch)
         backbone = self._base_of(folder)
         name = f"reward{len(backbone.roles)}"
         return RewardScorer.attach(backbone, folder, base_name=backbone.name, name=name)
+
+    def reward_path(self, text: str) -> Path | None:
+        """The directory of the reward model that `text` names; None for one from the hub."""
+        classifier = find_classifier(text, self._launch)
+        return find_adapter(text, self._launch) if classifier is None else classifier.folder
 
     def _base_of(self, adapter: Path) -> Backbone:
         return self.backbone(base_path(adapter, self._launch))

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import reward.train as reward_train
 from reward.config import RewardConfig
 from rlhf.core.adapters import load_adapter
 from rlhf.core.backbone import REFERENCE, Backbone
-from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.errors import ConfigError, DataError, ModelError
 from rlhf.core.run import Launch, read_manifest
 from rlhf.core.sampler import Request, sample
 from rlhf.core.settings import ModelSettings, SamplingSettings
@@ -170,6 +171,33 @@ def test_a_reward_run_judges(loop_launch: Launch) -> None:
     again = evaluate(replace(loop_launch, out=root / "runs" / "again"), "runs/reward", micro_batch_tokens=60)
     assert again["score_after"] == pytest.approx(figures["score_after"], abs=1e-5)
     assert again["win_rate"] == figures["win_rate"]
+
+
+def test_a_classifier_of_another_framework_judges(loop_launch: Launch) -> None:
+    """The scores in the report are those of plain transformers, one row at a time."""
+    root = loop_launch.workspace
+    tokenizer = AutoTokenizer.from_pretrained(root / "models" / "base")
+    config = AutoConfig.from_pretrained(root / "models" / "base", num_labels=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = AutoModelForSequenceClassification.from_config(config).eval()
+    torch.nn.init.normal_(model.score.weight, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(root / "models" / "judge")
+    tokenizer.save_pretrained(root / "models" / "judge")
+    figures = evaluate(loop_launch, "models/judge")
+    model.config.pad_token_id = None
+    for row in pairs_of(loop_launch):
+        for when, text in (("before", row["baseline"]), ("after", row["candidate"])):
+            ids = torch.tensor([tokenizer(f"{row['prompt']}\n{text}")["input_ids"]])
+            with torch.no_grad():
+                expected = model(input_ids=ids).logits[0, 0].item()
+            assert row[f"score_{when}"] == pytest.approx(expected, abs=1e-4)
+    assert 0 <= figures["win_rate"] <= 1
+    assert set(read_manifest(root / "runs" / "evaluate").parents) == {"prompts", "candidate", "judge"}
+    with pytest.raises(
+        ModelError, match="LlamaForCausalLM; expected a reward run or a sequence-classification"
+    ):
+        evaluate(replace(loop_launch, out=root / "runs" / "wrong"), "models/base")
 
 
 def test_a_finished_evaluation_is_left_alone(loop_launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import rlhf.ppo.train as ppo_train
 from reward.score import RewardScale, RewardScorer
@@ -25,6 +26,7 @@ from rlhf.core.settings import LoraSettings, ModelSettings
 from rlhf.ppo.config import PPOConfig, RewardTerm
 from rlhf.ppo.prompts import PromptStream
 from rlhf.ppo.rewards import (
+    ClassifierReward,
     ForeignModelReward,
     ModelReward,
     RewardSources,
@@ -315,6 +317,63 @@ def test_a_run_with_own_and_foreign_models(
     rows = read_metrics(out / "metrics.jsonl")
     assert {"eval_score", "eval_heldout_score", "eval_alarm"} <= set(rows[-1])
     assert {"reward", "eval_reward"} <= set(read_manifest(out).parents)
+
+
+@pytest.fixture
+def with_judge(two_models: Launch, tiny_model: Callable[..., Path]) -> Launch:
+    """models/judge is a sequence classifier of plain transformers with a context of 64 and a template of its own."""
+    base = tiny_model("qwen3", pad_is_eos=True, chat_template=True, context=64)
+    folder = two_models.workspace / "models" / "judge"
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        model = AutoModelForSequenceClassification.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.4)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return two_models
+
+
+def test_a_classifier_of_another_framework_steers(
+    with_judge: Launch, make_trainer: MakeTrainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = PPOConfig.model_validate(
+        {"rewards": [{"source": "models/judge", "weight": 0.5}], "model": {"device": "cpu"}}
+    )
+    sources = RewardSources.find(config, with_judge)
+    assert sources.terms["judge"].kind == "classifier"
+    assert sources.parents == {"reward.judge": with_judge.workspace / "models" / "judge"}
+    backbone = Backbone.load(with_judge.workspace / "models" / "base", config.model, name="models/base")
+    reward, _ = sources.load(backbone, with_judge)
+    assert "models/judge is a model of its own: it is loaded beside models/base" in capsys.readouterr().out
+    assert isinstance(reward, WeightedReward)
+    judge = reward.parts["judge"]
+    assert isinstance(judge, ClassifierReward)
+    trainer, stream = make_trainer(num_prompts=6)
+    batch = trainer.collect(stream)
+    long = "birds " * 80
+    texts = [*batch.texts[:5], long]
+    found = judge.score(batch.completions, batch.prompts, texts)
+    assert "1 of 6 completions do not fit the context of models/judge (64 tokens)" in capsys.readouterr().out
+    # By hand: plain transformers, one row at a time, read at its last token.
+    model = AutoModelForSequenceClassification.from_pretrained(
+        with_judge.workspace / "models" / "judge"
+    ).eval()
+    model.config.pad_token_id = None
+    tokenizer = judge.scorer.tokenizer
+    for row, (prompt, text) in enumerate(zip(batch.prompts, texts, strict=True)):
+        turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(turns, return_dict=False)[-64:]
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+        assert found[row].item() == pytest.approx(expected, abs=1e-4)
+    assert found.std() > 0.01
+    judge.check_prompts(batch.prompts)
+    too_long = batch.prompts[0].model_copy(update={"messages": (Message(role="user", content=long),)})
+    with pytest.raises(DataError, match=r"models/judge: prompt p-\w+ has \d+ tokens; .* context of 64"):
+        judge.check_prompts([too_long])
 
 
 # ---- from scores to what is maximised --------------------------------------------------------------------

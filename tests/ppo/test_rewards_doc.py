@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from reward.score import RewardScale
 from rlhf.cli import main
@@ -69,6 +71,26 @@ def test_a_python_function(workspace_of_the_page: Path) -> None:
     assert command is not None
     rows = run(workspace_of_the_page, *command[1].split())
     assert 0 < rows[-1]["score"] <= 1
+
+
+def test_a_classifier_of_another_framework(
+    workspace_of_the_page: Path, tiny_model: Callable[..., Path]
+) -> None:
+    command = re.search(r"```sh\nrlhf ppo (.*models/judge.*)\n```", PAGE)
+    scale = re.search(r"`reward\.json` beside it: `(.*?)`", PAGE)
+    assert command is not None
+    assert scale is not None
+    judge = workspace_of_the_page / "models" / "judge"
+    config = AutoConfig.from_pretrained(tiny_model(), num_labels=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(judge)
+    AutoTokenizer.from_pretrained(tiny_model()).save_pretrained(judge)
+    (judge / "reward.json").write_text(scale[1])
+    rows = run(workspace_of_the_page, *command[1].split(), "--score-clip", "100")
+    # the row before the first iteration has only the figures of the evaluation, where there is one
+    assert rows[-1]["score_mean"] == 0.3
+    assert rows[-1]["score_std"] == 1.7
 
 
 def test_several_at_once(workspace_of_the_page: Path) -> None:

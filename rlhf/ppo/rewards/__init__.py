@@ -4,9 +4,17 @@ from rlhf.ppo.rewards.base import Reward, Scores, all_scores, check_prompts, sco
 from rlhf.ppo.rewards.groundedness import groundedness
 from rlhf.ppo.rewards.rules import RuleList
 from rlhf.ppo.rewards.sources import RewardSources, content_of
-from rlhf.ppo.rewards.terms import ForeignModelReward, ModelReward, Term, TextReward, WeightedReward
+from rlhf.ppo.rewards.terms import (
+    ClassifierReward,
+    ForeignModelReward,
+    ModelReward,
+    Term,
+    TextReward,
+    WeightedReward,
+)
 
 __all__ = [
+    "ClassifierReward",
     "ForeignModelReward",
     "ModelReward",
     "Reward",

@@ -2,6 +2,8 @@
 
     runs/reward            a finished reward run: a role on the shared backbone, or a model of its own where it was
                            trained on another one
+    models/judge           a sequence-classification model of any framework, as it is: a directory, a PEFT adapter or a
+                           hub id (models/judge#LABEL where it has several labels)
     file.py:function       a Python function of prompts and completions (or package.module:function)
     guidelines.yaml        a list of rules
     groundedness           how much of the completion stands in the prompt's context
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from reward.foreign import ForeignScorer, find_classifier, open_classifier
 from reward.score import RewardScorer
 from rlhf.core.adapters import base_path
 from rlhf.core.backbone import Backbone
@@ -26,9 +29,16 @@ from rlhf.ppo.config import GROUNDEDNESS, PPOConfig
 from rlhf.ppo.rewards.base import Reward
 from rlhf.ppo.rewards.groundedness import groundedness, require_contexts
 from rlhf.ppo.rewards.rules import RuleList
-from rlhf.ppo.rewards.terms import ForeignModelReward, ModelReward, Term, TextReward, WeightedReward
+from rlhf.ppo.rewards.terms import (
+    ClassifierReward,
+    ForeignModelReward,
+    ModelReward,
+    Term,
+    TextReward,
+    WeightedReward,
+)
 
-Kind = Literal["run", "function", "rules", "groundedness"]
+Kind = Literal["run", "classifier", "function", "rules", "groundedness"]
 
 
 def content_of(spec: str) -> Path | None:
@@ -54,6 +64,8 @@ class Source:
             return cls(text, "function", content_of(text))
         if text.endswith((".yaml", ".yml")):
             return cls(text, "rules", find_path(text, launch))
+        if (classifier := find_classifier(text, launch)) is not None:
+            return cls(text, "classifier", classifier.folder)
         return cls(text, "run", find_adapter(text, launch))
 
     def load(self, backbone: Backbone, launch: Launch, config: PPOConfig, role: str) -> Reward:
@@ -62,6 +74,16 @@ class Source:
             return TextReward(self.text, groundedness, check=require_contexts)
         if self.kind == "function":
             return TextReward(self.text, _scoring_function(self.text))
+        device = {"device": str(backbone.device)}  # one of several processes has a device of its own
+        settings = config.model.model_copy(update=device)
+        if self.kind == "classifier":
+            classifier = find_classifier(self.text, launch)
+            assert classifier is not None
+            print(f"ppo: {self.text} is a model of its own: it is loaded beside {backbone.name}")
+            model = open_classifier(classifier, settings)
+            if isinstance(model, ForeignScorer):
+                return ClassifierReward(model, self.text, max_tokens=config.micro_batch_tokens)
+            return ForeignModelReward(model, self.text, max_tokens=config.micro_batch_tokens)
         assert self.path is not None
         if self.kind == "rules":
             return TextReward(str(self.path), RuleList.read(self.path))
@@ -71,8 +93,7 @@ class Source:
             scorer = RewardScorer.attach(backbone, self.path, base_name=name, name=role)
             return ModelReward(scorer, self.text)
         print(f"ppo: {self.text} sits on another backbone, {name}: it is loaded beside {backbone.name}")
-        device = {"device": str(backbone.device)}  # one of several processes has a device of its own
-        other = Backbone.load(base, config.model.model_copy(update=device), name=name)
+        other = Backbone.load(base, settings, name=name)
         scorer = RewardScorer.attach(other, self.path, base_name=name)
         return ForeignModelReward(scorer, self.text, max_tokens=config.micro_batch_tokens)
 
@@ -99,7 +120,8 @@ class RewardSources:
         """Raises ConfigError where no reward is named and DataError where one is not there."""
         if not config.reward and not config.rewards:
             raise ConfigError(
-                "--reward is required: a reward run, file.py:function, a rule list or groundedness "
+                "--reward is required: a reward run, file.py:function, a rule list, a sequence-classification model "
+                "or groundedness "
                 "(several: 'rewards' in the config file)"
             )
         named = {term.label: term.source for term in config.rewards} or {"reward": config.reward or ""}

@@ -1,4 +1,4 @@
-"""The kinds of reward: a model on the policy's backbone, a model on another one, a function of texts, a sum."""
+"""The kinds of reward: a model on the policy's backbone, one on another, a classifier, a function of texts, a sum."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reward.foreign import ForeignScorer
 from reward.score import RewardScorer
 from rlhf.core.chat import ChatCodec
 from rlhf.core.errors import DataError
@@ -59,16 +60,49 @@ class ForeignModelReward:
             [*codec.prompt_ids(prompt.messages), *codec.completion_ids(text, finished=end)]
             for prompt, text, end in zip(prompts, texts, ended, strict=True)
         ]
-        num_cut = sum(len(row) > codec.max_tokens for row in rows)
-        if num_cut:
-            print(
-                f"ppo: {num_cut} of {len(rows)} completions do not fit the context of {self.name} "
-                f"({codec.max_tokens} tokens): the beginning of their prompts was left out"
-            )
+        _say_what_is_cut(self.name, rows, codec.max_tokens)
         kept = [row[-codec.max_tokens :] for row in rows]
         # The policy's own budget falls where memory runs out.
         budget = min(self.max_tokens, completions.sequences.max_tokens)
         return self.scorer.score_all(Sequences(self.scorer.backbone, kept, max_tokens=budget, max_bytes=0))
+
+
+class ClassifierReward:
+    """A sequence classifier of another framework: it reads the texts, written and tokenised its own way.
+
+    A completion that was cut off looks to it like one that ended. What does not fit its context loses the beginning of
+    its prompt; a line is printed whenever that happens.
+    """
+
+    def __init__(self, scorer: ForeignScorer, name: str, *, max_tokens: int) -> None:
+        self.scorer, self.name, self.max_tokens = scorer, name, max_tokens
+        self.mean, self.std = scorer.scale.mean, scorer.scale.std
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises DataError naming a prompt that the model's template refuses or that fills its context."""
+        for prompt in prompts:
+            length = len(self.scorer.row(prompt, ""))
+            if length >= self.scorer.max_tokens:
+                raise DataError(
+                    f"{self.name}: prompt {prompt.prompt_id} has {length} tokens; expected fewer than its context of "
+                    f"{self.scorer.max_tokens}"
+                )
+
+    def score(self, completions: Completions, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        rows = [self.scorer.row(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        _say_what_is_cut(self.name, rows, self.scorer.max_tokens)
+        # The policy's own budget falls where memory runs out.
+        budget = min(self.max_tokens, completions.sequences.max_tokens)
+        return self.scorer.score_rows([self.scorer.cut(row) for row in rows], max_tokens=budget)
+
+
+def _say_what_is_cut(name: str, rows: Sequence[Sequence[int]], max_tokens: int) -> None:
+    num_cut = sum(len(row) > max_tokens for row in rows)
+    if num_cut:
+        print(
+            f"ppo: {num_cut} of {len(rows)} completions do not fit the context of {name} ({max_tokens} tokens): "
+            "the beginning of their prompts was left out"
+        )
 
 
 class TextReward:
