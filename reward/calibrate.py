@@ -37,3 +37,15 @@ def calibration_error(differences: np.ndarray, temperature: float) -> float:
     """Expected calibration error (Naeini et al. 2015) over decided comparisons, 10 bins."""
     probabilities, outcomes = symmetric_probabilities(differences, temperature)
     return expected_calibration_error(probabilities, outcomes)
+
+
+def brier_scores(differences: np.ndarray, temperature: float) -> np.ndarray:
+    """(1 - P(chosen beats rejected))^2 of each decided comparison [N] (Brier 1950); 0.25 is knowing nothing."""
+    misses: np.ndarray = np.square(expit(-differences / temperature))
+    return misses
+
+
+def log_losses(differences: np.ndarray, temperature: float) -> np.ndarray:
+    """-log P(chosen beats rejected) of each decided comparison [N], in nats; ln 2 is knowing nothing."""
+    losses: np.ndarray = np.logaddexp(0, -differences / temperature)
+    return losses

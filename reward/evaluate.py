@@ -1,7 +1,11 @@
-"""How good a reward model is: held-out accuracy with its interval, beside what the raters achieve themselves."""
+"""How good a reward model is: held-out accuracy with its interval, beside what the raters achieve themselves.
+
+`report` is what training writes into its manifest; `rlhf reward-eval` (reward.assess) measures much more.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
@@ -20,6 +24,13 @@ def differences(scores: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
     return scores[chosen] - scores[rejected]
 
 
+def correctness(scores: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
+    """[P] 1 where the chosen completion scores higher, 0 where the rejected one does, 0.5 for equal scores."""
+    delta = differences(scores, pairs)
+    correct: np.ndarray = (delta > 0) + 0.5 * (delta == 0)
+    return correct
+
+
 def accuracy(scores: np.ndarray, pairs: Sequence[Pair], seed: int) -> Interval | None:
     """Share of decided comparisons that the scores order as the rater did; equal scores count half.
 
@@ -28,27 +39,61 @@ def accuracy(scores: np.ndarray, pairs: Sequence[Pair], seed: int) -> Interval |
     decided = without_ties(pairs)
     if not decided:
         return None
-    delta = differences(scores, decided)
-    correct = (delta > 0) + 0.5 * (delta == 0)
+    correct = correctness(scores, decided)
     return bootstrap_mean(correct, groups=[pair.group_id for pair in decided], seed=seed)
+
+
+def votes_of(pairs: Sequence[Pair]) -> dict[tuple[int, int], list[Pair]]:
+    """The comparisons of each two completions, by their row numbers (smaller, larger), in the order given."""
+    votes: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        votes[min(pair.chosen, pair.rejected), max(pair.chosen, pair.rejected)].append(pair)
+    return dict(votes)
+
+
+def majority_accuracy(scores: np.ndarray, pairs: Sequence[Pair], seed: int) -> Interval | None:
+    """Share of the twos of completions that the scores order as most of their raters did.
+
+    Only where two or more raters decided and one side got more of them; a rater who answered more than once counts
+    once, with the last answer. None when there is no such two.
+    """
+    values, groups = [], []
+    for (first, second), cast in votes_of(without_ties(pairs)).items():
+        by_rater = {pair.preference.annotator_id: 1 if pair.chosen == first else -1 for pair in cast}
+        lead = sum(by_rater.values())
+        if len(by_rater) < 2 or lead == 0:
+            continue
+        delta = (scores[first] - scores[second]) * lead
+        values.append(0.5 if delta == 0 else float(delta > 0))
+        groups.append(cast[0].group_id)
+    return bootstrap_mean(values, groups=groups, seed=seed) if values else None
+
+
+def attainable_accuracy(agreement: float) -> float:
+    """What a model that always sides with the majority could reach against single ratings, given how often two
+    raters agree, if all raters err alike and independently: they are right with q, agreement = q^2 + (1 - q)^2.
+
+    Agreement below one half, which such raters cannot have, gives one half.
+    """
+    return 0.5 + 0.5 * math.sqrt(max(0.0, 2 * agreement - 1))
 
 
 def rater_agreement(pairs: Sequence[Pair], seed: int) -> Interval | None:
     """How often two raters of the same two completions chose the same one, ties left out: the ceiling that
     accuracy against single ratings is read against. None when no pair has two raters."""
-    votes: dict[frozenset[int], list[tuple[str, int]]] = defaultdict(list)
-    groups: dict[frozenset[int], str] = {}
-    for pair in without_ties(pairs):
-        key = frozenset((pair.chosen, pair.rejected))
-        votes[key].append((pair.preference.annotator_id, pair.chosen))
-        groups[key] = pair.group_id
     values, owners = [], []
-    for key, cast in votes.items():
-        for (rater_a, choice_a), (rater_b, choice_b) in combinations(cast, 2):
-            if rater_a != rater_b:
-                values.append(float(choice_a == choice_b))
-                owners.append(groups[key])
+    for cast in votes_of(without_ties(pairs)).values():
+        for one, other in combinations(cast, 2):
+            if one.preference.annotator_id != other.preference.annotator_id:
+                values.append(float(one.chosen == other.chosen))
+                owners.append(cast[0].group_id)
     return bootstrap_mean(values, groups=owners, seed=seed) if values else None
+
+
+def flat(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """{name, name_low, name_high} of an interval; all None where nothing was measured."""
+    values = (None, None, None) if interval is None else interval[:3]
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def report(scores: np.ndarray, pairs: Sequence[Pair], temperature: float, seed: int) -> dict[str, object]:
@@ -59,7 +104,7 @@ def report(scores: np.ndarray, pairs: Sequence[Pair], temperature: float, seed: 
         ("agreement", rater_agreement(pairs, seed)),
     ):
         if interval is not None:
-            result |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            result |= flat(name, interval)
     decided = without_ties(pairs)
     if decided:
         delta = differences(scores, decided)

@@ -25,15 +25,17 @@ h1 { font-size: 27px; margin: 0 0 4px; letter-spacing: -0.01em; }
 h2 { font-size: 19px; margin: 40px 0 12px; padding-top: 14px; border-top: 1px solid var(--line); }
 p { max-width: 76ch; margin: 8px 0; }
 .lead, figcaption, .sub { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 12px;
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px;
   margin: 20px 0; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
 .card b { display: block; font-size: 23px; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 13px; }
 .note { background: var(--note); border-left: 3px solid var(--note-line); padding: 10px 14px;
   border-radius: 4px; margin: 14px 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 18px; }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(360px, 100%), 1fr)); gap: 18px; }
 figure { margin: 0; min-width: 0; }
+.figures > figure:only-child { max-width: 500px; }
+summary { cursor: pointer; color: var(--soft); margin: 10px 0; }
 figure svg, figure img { width: 100%; height: auto; display: block; }
 figcaption { font-size: 13px; margin-top: 4px; }
 .scroll { overflow-x: auto; }
@@ -90,15 +92,19 @@ def _cell(value: Any) -> str:
     return f"<td>{escape(value).replace(chr(10), '<br>')}</td>"
 
 
-def figure(picture: bytes, caption: str) -> str:
-    """An SVG (put into the page itself) or PNG (as a data URL) with its caption, which is also its label."""
+def figure(picture: bytes, caption: str, alt: str = "") -> str:
+    """An SVG (put into the page itself) or PNG (as a data URL) with its caption.
+
+    alt: what the picture shows, for those who do not see it; the caption where there is none.
+    """
+    label = escape(alt or caption)
     if picture.startswith(b"\x89PNG"):
         data = base64.b64encode(picture).decode("ascii")
-        image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        image = f'<img alt="{label}" src="data:image/png;base64,{data}">'
     else:
         svg = picture.decode("utf-8")
         svg = svg[svg.index("<svg") :]
-        image = re.sub(r"^<svg", f'<svg role="img" aria-label="{escape(caption)}"', svg)
+        image = re.sub(r"^<svg", lambda _: f'<svg role="img" aria-label="{label}"', svg)
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
@@ -117,6 +123,11 @@ def cards(items: Iterable[tuple[str, str]]) -> str:
         )
         + "</div>"
     )
+
+
+def folded(summary: str, html: str) -> str:
+    """Something that is shown when its one-line summary is clicked."""
+    return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
 def note(text: str) -> str:
