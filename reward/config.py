@@ -101,6 +101,10 @@ class RewardConfig(Settings):
             raise ValueError("learn_from is empty; expected some of pairs, rankings, scores, thumbs")
         if self.attribute_weights and "scores" not in self.learn_from:
             raise ValueError("attribute_weights need 'scores' in learn_from")
+        if self.attribute_weights and self.ensemble > 1:
+            raise ValueError(
+                "ensemble has members of the comparisons' score; found attribute_weights beside it"
+            )
         if self.method == "full" and (self.model.quantization != "none" or self.model.dtype != "float32"):
             raise ValueError(
                 "method full trains the weights themselves; expected model.dtype float32, not quantized"

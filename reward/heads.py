@@ -32,7 +32,7 @@ class Heads:
 
     @classmethod
     def of(cls, config: RewardConfig, data: RewardData) -> Heads:
-        """Raises ConfigError for an attribute weight whose attribute nobody rated."""
+        """Raises ConfigError for an attribute weight whose attribute nobody rated, or an ensemble of nothing."""
         attributes = attributes_of(data)
         names = [attribute.name for attribute in attributes]
         unknown = sorted(set(config.attribute_weights) - set(names))
@@ -46,6 +46,11 @@ class Heads:
             weights = tuple(config.attribute_weights.get(name, 0.0) for name in names)
         elif not (data.pairs["train"] or data.rankings["train"] or data.thumbs["train"]):
             weights = (1 / len(names),) * len(names) if names else None
+        if weights is not None and config.ensemble > 1:
+            raise ConfigError(
+                f"ensemble is {config.ensemble}, but its members learn from comparisons, rankings or thumbs, "
+                "of which there are none"
+            )
         members = config.ensemble if config.ensemble_of == "heads" else 1
         return cls(members, attributes, weights)
 

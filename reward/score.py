@@ -72,7 +72,8 @@ class RewardScorer:
     calibrate them.
 
     others: the further adapters of an ensemble. heads_CH: the single heads of an ensemble on one adapter, and
-    behind them those of the attributes.
+    behind them those of the attributes. doubt: so many deviations of the members are taken off a score, so that what
+    they disagree about pays less (Coste et al., arXiv:2310.02743).
     """
 
     def __init__(
@@ -83,12 +84,13 @@ class RewardScorer:
         *,
         others: Sequence[Role] = (),
         heads_CH: Tensor | None = None,
+        doubt: float = 0.0,
     ) -> None:
         self.backbone = backbone
         self.role = role
         self.scale = scale
         self.roles = (role, *others)
-        self._heads_CH = heads_CH
+        self._heads_CH, self.doubt = heads_CH, doubt
 
     @classmethod
     def attach(
@@ -117,15 +119,23 @@ class RewardScorer:
     @torch.no_grad()
     def score(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
         """Scores [B] of a batch of `sequences`, in one forward pass per adapter."""
-        return self._by_adapter(sequences, batch).mean(0)
+        if not self.doubt:
+            return self._by_adapter(sequences, batch).mean(0)
+        members_MB = self.members(sequences, batch)
+        return members_MB.mean(0) - self.doubt * members_MB.std(0, correction=0)
 
     @torch.no_grad()
     def spread(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
         """Standard deviation [B] of the members' scores; 0 where there is one."""
-        if self._heads_CH is not None and self.scale.num_members > 1:
+        return self.members(sequences, batch).std(0, correction=0)
+
+    @torch.no_grad()
+    def members(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:
+        """[M, B] the score of each member of the ensemble; their mean is the score."""
+        if self._heads_CH is not None and self.scale.num_adapters == 1 and self.scale.num_members > 1:
             hidden_BH = sequences.last_hidden(self.role.name, batch).float()
-            return (hidden_BH @ self._heads_CH[: self.scale.num_members].T).std(1, correction=0)
-        return self._by_adapter(sequences, batch).std(0, correction=0)
+            return self._heads_CH[: self.scale.num_members] @ hidden_BH.T
+        return self._by_adapter(sequences, batch)
 
     @torch.no_grad()
     def attributes(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:

@@ -247,18 +247,22 @@ def test_the_score_is_one_head_whatever_it_is_made_of() -> None:
     members = Heads.of(RewardConfig(ensemble=2), data_with_scores(pairs=True))
     assert members.num_outputs == 4
     torch.testing.assert_close(members.scores(outputs), (outputs[:, 0] + outputs[:, 1]) / 2)
-    weighted = Heads.of(
-        RewardConfig(ensemble=2, attribute_weights={"tone": 2.0}), data_with_scores(pairs=True)
-    )
-    torch.testing.assert_close(weighted.scores(outputs), 2 * outputs[:, 3])
-    for heads in (members, weighted):
-        torch.testing.assert_close((hidden @ heads.score_weight(weight).T)[:, 0], heads.scores(outputs))
+    weighted = Heads.of(RewardConfig(attribute_weights={"tone": 2.0}), data_with_scores(pairs=True))
+    torch.testing.assert_close(weighted.scores(outputs[:, 1:]), 2 * outputs[:, 3])
+    for heads, rows in ((members, weight), (weighted, weight[1:])):
+        found = (hidden @ heads.score_weight(rows).T)[:, 0]
+        torch.testing.assert_close(found, heads.scores(hidden @ rows.T))
 
 
 def test_where_there_are_only_attributes_their_mean_is_the_score() -> None:
     heads = Heads.of(RewardConfig(), data_with_scores(pairs=False))
     assert heads.attribute_weights == (0.5, 0.5)
     assert Heads.of(RewardConfig(), data_with_scores(pairs=True)).attribute_weights is None
+
+
+def test_an_ensemble_needs_something_that_its_members_learn_from() -> None:
+    with pytest.raises(ConfigError, match="ensemble is 3, but its members learn from comparisons"):
+        Heads.of(RewardConfig(ensemble=3), data_with_scores(pairs=False))
 
 
 def test_an_unknown_attribute_is_named_with_those_that_are_rated() -> None:

@@ -176,6 +176,9 @@ def test_an_ensemble_scores_by_its_mean_and_knows_its_spread(
         scorer.spread_all(sequences), members.std(1, correction=0), atol=1e-5, rtol=1e-4
     )
     assert scorer.spread_all(sequences).min() > 1e-4
+    scorer.doubt = 2.0
+    doubted = members.mean(1) - 2 * members.std(1, correction=0)
+    torch.testing.assert_close(scorer.score_all(sequences), doubted, atol=1e-5, rtol=1e-4)
 
 
 def test_a_full_model_is_trained_and_loads_with_plain_transformers(
