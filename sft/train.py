@@ -152,6 +152,7 @@ def train(
                 warnings.filterwarnings("ignore", message="Could not find a config file")
                 trainer.train(resume_from_checkpoint=str(folder) if folder is not None else None)
         guard.check()
+    shutil.rmtree(written, ignore_errors=True)  # trl makes it again even where nothing is left to train
     load_role_tensors(role, watch.best, "the best step")
     require_finite_parameters("the best step", role.parameters())
     role.model.eval()

@@ -21,6 +21,7 @@ from killing.model import write_model
 from killing.proof import prove
 
 import sft.train as sft_train
+import sft.trainer as sft_trainer
 import sft.watch as sft_watch
 from rlhf.core.run import Run
 from sft.config import SFTConfig
@@ -56,7 +57,7 @@ def make_subject(root: Path) -> Subject:
     return Subject(
         run=lambda launch: sft_train.run(config, launch),
         saves=(
-            (sft_train.Trainer, "_save_checkpoint"),
+            (sft_trainer.Trainer, "_save_checkpoint"),
             (sft_watch, "commit_checkpoint"),
             (sft_train, "save_policy"),
             (sft_train, "save_model"),
