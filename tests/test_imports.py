@@ -17,7 +17,7 @@ TORCH_FREE_CORE = {
     "rlhf.core." + name
     for name in (
         *("callables", "config", "errors", "files", "html", "inputs", "metrics", "near_duplicates", "tables"),
-        *("plots", "records", "reliability", "run", "settings", "splits", "stats", "validation"),
+        *("plots", "records", "reliability", "run", "settings", "splits", "stats", "turns", "validation"),
     )
 }
 HEAVY = frozenset({"torch", "transformers", "trl", "peft", "accelerate", "datasets"})

@@ -24,11 +24,11 @@ from feedback_app.formats.items import (
     make_prompt,
     refuse_same,
     signed,
-    text,
     whole,
 )
 from rlhf.core.files import BadRow
 from rlhf.core.records import Prompt
+from rlhf.core.turns import text
 
 _ANNOTATOR = re.compile(r"annotator ?_?\d+$")
 _PREDICTION = re.compile(r"prediction ?_?\d+$")

@@ -10,6 +10,7 @@ from feedback_app.formats import compared, exports, scored, trl
 from feedback_app.formats.items import Item
 from rlhf.core.errors import ConfigError
 from rlhf.core.files import BadRow
+from rlhf.core.turns import is_dialogue
 
 Format = Literal[
     "auto",
@@ -77,7 +78,7 @@ def detect(row: dict[str, Any], reading: Reading) -> str:
     if isinstance(row.get("fields"), dict) or any(name.endswith(".responses") for name in row):
         return "argilla"
     if "chosen" in row or "rejected" in row:
-        spoken = "prompt" not in row and trl.is_dialogue(row.get("chosen"))
+        spoken = "prompt" not in row and is_dialogue(row.get("chosen"))
         return "hh-rlhf" if spoken else "preference"
     if "overall_preference" in row or "preference_strength" in row:
         return "helpsteer-preference"

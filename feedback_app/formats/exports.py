@@ -27,11 +27,11 @@ from feedback_app.formats.items import (
     make_completion,
     make_prompt,
     refuse_same,
-    text,
     truth,
     whole,
 )
 from rlhf.core.files import BadRow
+from rlhf.core.turns import text
 
 _PROMPTS = ("prompt", "messages", "instruction", "question", "input", "text")
 _ALONE = ("response", "answer", "completion", "output", "generation")

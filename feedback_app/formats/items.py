@@ -11,26 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rlhf.core.files import BadRow
-from rlhf.core.records import Completion, Message, Prompt, TaskKind, content_id
+from rlhf.core.records import Completion, Prompt, TaskKind, content_id
+from rlhf.core.turns import messages, named, text
 from rlhf.core.validation import problems
 
 ItemKind = Literal["prompts", "completions", "ratings"]
 MAX_COMPLETIONS = 9
-MAX_TEXT = 100_000
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "prompter": "user",
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,44 +98,14 @@ def completion_text(prompt: Prompt, value: Any, name: str) -> str:
     return str(turns[0]["content"])
 
 
-def messages(value: Any, name: str = "prompt") -> list[dict[str, str]]:
-    """Text or a list of {role, content} (or {from, value}) as messages with our roles."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": text(value, name)}]
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"'{name}' is {_found(value)}; expected text or a list of messages")
-    found = []
-    for turn in value:
-        if isinstance(turn, Message):
-            found.append(turn.model_dump())
-            continue
-        if not isinstance(turn, dict):
-            raise BadRow(f"'{name}' holds {_found(turn)}; expected messages with 'role' and 'content'")
-        role = turn.get("role", turn.get("from"))
-        if not isinstance(role, str) or role.lower() not in ROLES:
-            raise BadRow(f"'{name}' has the role {_found(role)}; expected user, assistant, system or tool")
-        content = turn.get("content", turn.get("value"))
-        found.append({"role": ROLES[role.lower()], "content": text(content, f"{name}.content")})
-    return found
-
-
-def text(value: Any, name: str) -> str:
-    """Text of a bearable length; numbers are no text (and `true` is no answer, whatever a file says)."""
-    if not isinstance(value, str):
-        raise BadRow(f"'{name}' is {_found(value)}; expected text")
-    if len(value) > MAX_TEXT:
-        raise BadRow(f"'{name}' has {len(value)} characters; at most {MAX_TEXT} are kept")
-    return value
-
-
 def number(value: Any, name: str) -> float:
     """A number, also where a CSV or an export has it as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise BadRow(f"'{name}' is {_found(value)}; expected a number")
+        raise BadRow(f"'{name}' is {named(value)}; expected a number")
     try:
         found = float(value)
     except ValueError as error:
-        raise BadRow(f"'{name}' is {_found(value)}; expected a number") from error
+        raise BadRow(f"'{name}' is {named(value)}; expected a number") from error
     if found != found or abs(found) == float("inf"):
         raise BadRow(f"'{name}' is {value}; expected a finite number")
     return found
@@ -156,7 +115,7 @@ def whole(value: Any, name: str, low: int, high: int) -> int:
     """A whole number between two bounds."""
     found = number(value, name)
     if found != int(found) or not low <= found <= high:
-        raise BadRow(f"'{name}' is {_found(value)}; expected a whole number from {low} to {high}")
+        raise BadRow(f"'{name}' is {named(value)}; expected a whole number from {low} to {high}")
     return int(found)
 
 
@@ -169,7 +128,7 @@ def truth(value: Any, name: str) -> bool:
         return True
     if said in ("false", "0", "0.0", "no", "down", "bad", "-1"):
         return False
-    raise BadRow(f"'{name}' is {_found(value)}; expected true or false")
+    raise BadRow(f"'{name}' is {named(value)}; expected true or false")
 
 
 def signed(value: Any, name: str) -> dict[str, Any]:
@@ -220,12 +179,3 @@ def validated(model: type[Any], fields: dict[str, Any]) -> Any:
     except ValidationError as error:
         path, message = problems(error)[0]
         raise BadRow(f"'{'.'.join(path)}' {message}" if path else message) from error
-
-
-def _found(value: Any) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, BaseModel | dict | list):
-        return f"a {type(value).__name__}"
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -21,9 +21,9 @@ from feedback_app.formats.items import (
     make_prompt,
     on_scale,
     refuse_same,
-    text,
 )
 from rlhf.core.files import BadRow
+from rlhf.core.turns import text
 
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 HELPSTEER_SCALE = (0.0, 4.0)

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,15 +24,14 @@ from feedback_app.formats.items import (
     Item,
     make_completion,
     make_prompt,
-    messages,
     number,
     refuse_same,
     refuse_unknown,
-    text,
     truth,
     whole,
 )
 from rlhf.core.files import BadRow
+from rlhf.core.turns import dialogue, messages, text
 
 Row = dict[str, Any]
 
@@ -54,7 +52,6 @@ _KNOWN = {
     | {"chosen_model", "rejected_model"}
     | _SNAPSHOT,
 }
-_TURN = re.compile(r"\n\n(Human|Assistant):[ \n]?")
 
 
 def prompts(row: Row, ignored: frozenset[str]) -> Item:
@@ -151,23 +148,6 @@ def hh_rlhf(row: Row, ignored: frozenset[str]) -> Item:
     """HH-RLHF: two dialogues as text that share their beginning."""
     sides = {side: dialogue(text(row.get(side), side), side) for side in ("chosen", "rejected")}
     return preference({**row, **sides}, ignored)
-
-
-def dialogue(value: str, name: str) -> list[dict[str, str]]:
-    """The turns of a dialogue that is written as "\\n\\nHuman: ... \\n\\nAssistant: ..."."""
-    parts = _TURN.split(value if value.startswith("\n\n") else f"\n\n{value.lstrip()}")
-    if parts[0].strip() or len(parts) < 3:
-        raise BadRow(f"'{name}' does not begin with 'Human:'; expected a dialogue")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-
-
-def is_dialogue(value: Any) -> bool:
-    """Whether a text is written as such a dialogue."""
-    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
 def _one(prompt: Any, row: Mapping[str, Any]) -> Any:

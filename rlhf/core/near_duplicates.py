@@ -92,6 +92,13 @@ def near_duplicate_pairs(
                 yield NearDuplicate(first_place[j], place, float(similarity))
 
 
+def similarity(first: str, second: str) -> float:
+    """The Jaccard similarity of the shingles of two texts, as they are compared here."""
+    a, b = _shingles(folded(first)), _shingles(folded(second))
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
 def folded(text: str) -> str:
     """The text as it is compared: NFKC, case folded, runs of white space as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -76,20 +76,28 @@ def read_table(
     quarantine: None makes the first bad row a DataError; a path collects them there, with the reason for each.
     Raises DataError for a missing, unreadable, oversized or empty file and for one without a good row.
     """
-    path, limits = Path(path), limits or Limits()
+    path = Path(path)
+    source, kind = table_rows(path, limits or Limits())
+    yield from collect_rows(path, source, parse, quarantine, _EXPECTED[kind])
+
+
+def table_rows(path: Path, limits: Limits) -> tuple[Iterator[SourceRow], str]:
+    """The rows of a file, good and bad ones, and the kind that it is (a .json without a list is jsonl).
+
+    Raises DataError at once for a file that is missing, too large or of no known kind, and while the rows are
+    read for one that cannot be read on.
+    """
     checked_size(path, limits, "a file of rows")
     kind = kind_of_file(path)
     if kind == "json" and not _is_list(path, limits):
         kind = "jsonl"
     if kind == "parquet":
-        source = _parquet_rows(path, limits)
-    elif kind == "jsonl":
-        source = jsonl_rows(path, limits)
-    elif kind == "json":
-        source = _json_items(path, limits)
-    else:
-        source = _csv_rows(path, limits, tabs=kind == "tsv")
-    return collect_rows(path, source, parse, quarantine, _EXPECTED[kind])
+        return _parquet_rows(path, limits), kind
+    if kind == "jsonl":
+        return jsonl_rows(path, limits), kind
+    if kind == "json":
+        return _json_items(path, limits), kind
+    return _csv_rows(path, limits, tabs=kind == "tsv"), kind
 
 
 # --- JSON lists -----------------------------------------------------------------------------------------
