@@ -76,7 +76,7 @@ class Watch(TrainerCallback):
             control.should_save = True
             control.should_training_stop |= self.stale >= self.patience
         if self.guard.received is not None:
-            control.should_save = control.should_training_stop = True
+            control.should_save = True
         return control
 
     def on_log(
@@ -104,7 +104,7 @@ class Watch(TrainerCallback):
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    ) -> TrainerControl:
         """What the trainer has just written becomes a checkpoint that is whole or not there. Raises GuardStop."""
         # A stop may ask for a save at a step that was not validated.
         require_finite_parameters(f"step {state.global_step}", self.role.parameters())
@@ -117,6 +117,9 @@ class Watch(TrainerCallback):
 
         commit_checkpoint(self.checkpoints, state.global_step, write)
         shutil.rmtree(args.output_dir)
+        # Not earlier: the trainer writes down what is asked of it, and a checkpoint must not tell how it came about.
+        control.should_training_stop |= self.guard.received is not None
+        return control
 
     # ---- validation --------------------------------------------------------------------------------------
 

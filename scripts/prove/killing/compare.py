@@ -41,7 +41,7 @@ def difference(one: Path, two: Path, folders: Sequence[str], *, skipped: Sequenc
     if not (is_finished(one) and is_finished(two)):
         return "one is not finished"
     for place in ("", CHECKPOINTS):  # also what a kill may have left lying about
-        names = [sorted(entry.name for entry in (out / place).iterdir()) for out in (one, two)]
+        names = [_entries(out / place) for out in (one, two)]
         if names[0] != names[1]:
             return f"{place or 'what it holds'}: {sorted(set(names[0]) ^ set(names[1]))}"
     for folder in folders:
@@ -52,11 +52,17 @@ def difference(one: Path, two: Path, folders: Sequence[str], *, skipped: Sequenc
         return METRICS
     if without_times(read_manifest(one).metrics) != without_times(read_manifest(two).metrics):
         return "the manifest's metrics"
-    for folder in checkpoints(one / CHECKPOINTS):
-        name = f"{CHECKPOINTS}/{folder.name}"
+    # The last is that of the end; the one before it may be of a step at which only one of them was stopped.
+    saved = [{folder.name for folder in checkpoints(out / CHECKPOINTS)} for out in (one, two)]
+    for step in sorted(saved[0] & saved[1] | {max(saved[0])}):
+        name = f"{CHECKPOINTS}/{step}"
         if found := _bytes_differ(one / name, two / name, skipped=(MANIFEST, *skipped)):
             return f"{name}/{found}"
     return ""
+
+
+def _entries(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("step-"))
 
 
 def _bytes_differ(one: Path, two: Path, skipped: Sequence[str] = ()) -> str:
