@@ -1,4 +1,4 @@
-"""Settings of `rlhf sample` and `rlhf evaluate`. Torch-free."""
+"""Settings of `rlhf sample`, `evaluate`, `adjudicate` and `reward-history`. Torch-free."""
 
 from __future__ import annotations
 
@@ -60,3 +60,46 @@ class EvaluateConfig(Settings):
     num_resamples: int = Field(2000, ge=100, description="bootstrap resamples of the intervals")
     model: ModelSettings = Field(default_factory=ModelSettings)
     seed: int = Field(0, ge=0, description="seed of sampling and bootstrap")
+
+
+class AdjudicateConfig(Settings):
+    """Send back to the rating desk what a reward model contradicts, and what it cannot decide.
+
+    Ratings that the model gives a small probability become disputes for a lead; undecided pairs come next on the
+    desk, and those that one person alone has rated are asked once more. The same command again changes nothing.
+    """
+
+    reward: str | None = Field(
+        None, description="reward run, adapter directory, or any sequence-classification model (NAME#LABEL)"
+    )
+    snapshot: str | None = Field(None, description="snapshot directory of `rlhf export` with the ratings")
+    project: str | None = Field(
+        None, description="project of the feedback store; default the one that the snapshot was exported from"
+    )
+    threshold: float = Field(
+        0.1, gt=0, lt=0.5, description="a rating is contradicted below this calibrated probability"
+    )
+    contradicted: int = Field(50, ge=0, description="tasks that are brought before a lead, at most")
+    uncertain: int = Field(
+        100, ge=0, description="open pairs that are moved to the front of the queue, at most"
+    )
+    second_opinions: int = Field(
+        50, ge=0, description="uncertain pairs rated by one person that are asked once more, at most"
+    )
+    micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens per forward")
+    model: ModelSettings = Field(default_factory=ModelSettings)
+
+
+class RewardHistoryConfig(Settings):
+    """How each new batch of ratings moved accuracy: every finished reward run on the same held-out prompts."""
+
+    snapshot: str | None = Field(
+        None, description="snapshot whose test split all runs are measured on, mostly the newest"
+    )
+    runs: tuple[str, ...] = Field(
+        (), description="reward runs to compare; default all finished ones of the workspace"
+    )
+    micro_batch_tokens: int = Field(16_384, ge=1, description="padded tokens per forward")
+    num_resamples: int = Field(2000, ge=100, description="bootstrap resamples of the intervals")
+    model: ModelSettings = Field(default_factory=ModelSettings)
+    seed: int = Field(0, ge=0, description="seed of the bootstrap")

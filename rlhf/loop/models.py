@@ -73,6 +73,14 @@ class ModelPool:
         classifier = find_classifier(text, self._launch)
         return find_adapter(text, self._launch) if classifier is None else classifier.folder
 
+    def reward_id(self, text: str) -> str:
+        """The name of the run or model with the first digits of its content hash."""
+        path = self.reward_path(text)
+        if path is None:
+            return text
+        named = path.parent if path.name in ("adapter", "model") else path
+        return f"{model_name(str(named), self._launch)}@{content_sha256(path)[:10]}"
+
     def _base_of(self, adapter: Path) -> Backbone:
         return self.backbone(base_path(adapter, self._launch))
 

@@ -6,6 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from feedback_app.accounts import create_annotator
+from feedback_app.store.annotations import answer, submit
+from feedback_app.store.doubts import raise_doubts
 from feedback_app.store.gold import set_gold
 from feedback_app.store.leases import lease_next
 from tests.feedback_app.rated_world import MODELS, SKILLS, rated_world
@@ -150,6 +152,36 @@ def test_a_lead_works_through_the_pages(enter, server, world):
     page.reload()
     page.wait_for_selector("#lead-desk[data-state=ready][data-page=members]")
     assert page.is_checked("input[aria-label='Anna is a member']")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_lead_sees_what_a_reward_model_doubts(enter, server, world, fill, tmp_path, width, scheme):
+    """Below the answer that it doubts, and below no other; the words are text, whatever the run is called."""
+    project = f"doubted-{scheme}"
+    (task,) = fill(world, 1, overlap=2, project=project)
+    receipts = {}
+    for name, said in (("Doro", {"preference": "first", "strength": 2}), ("Emil", {"preference": "tie"})):
+        person = create_annotator(world, f"{name} {scheme}", password=None)
+        view = lease_next(world, person, project)
+        receipts[name] = submit(
+            world, answer(view, person, **said), lease_id=view.lease_id, client_key=view.lease_id
+        )
+    raise_doubts(world, project, "runs/<b>reward</b>@0c1d2e3f4a", {receipts["Doro"].annotation_id: 0.0372})
+    page = enter(width=width, scheme=scheme)
+    page.evaluate(f"localStorage.setItem('rd-lead-project', '{project}')")
+    show(page, server, "disputes")
+    assert page.inner_text("#ld-disputes") == "1"
+    assert page.locator(".ld-answer").count() == 2
+    (hint,) = page.locator(".ld-doubt").all()
+    assert hint.inner_text().strip() == "the reward model runs/<b>reward</b>@0c1d2e3f4a gives this answer 4 %"
+    assert "clearly better" in page.locator(".ld-answer:has(.ld-doubt)").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=tmp_path / "doubt.png", full_page=True)
+    page.click("button:text-is('B slightly')")
+    page.wait_for_selector("text=Nobody contradicts anybody.")
+    with world.read() as connection:
+        query = text("SELECT dispute FROM tasks WHERE task_id = :task")
+        assert connection.execute(query, {"task": task}).scalar() == "decided"
 
 
 def test_an_annotator_does_not_get_in(enter, server):
