@@ -113,6 +113,24 @@ COMMANDS: dict[str, Command] = {
         "train a reward model on a snapshot of preferences",
         training=True,
     ),
+    "reward-eval": Command(
+        "reward.assess.config:RewardEvalConfig",
+        "reward.assess.run:run",
+        "what a reward model got right, what it falls for, and whom it treats differently",
+        launch=("out", "force"),
+    ),
+    "reward-history": Command(
+        "rlhf.loop.config:RewardHistoryConfig",
+        "rlhf.loop.reward_history:run",
+        "how each batch of ratings moved the accuracy of the reward model",
+        launch=("config", "out", "resume", "force"),
+    ),
+    "adjudicate": Command(
+        "rlhf.loop.config:AdjudicateConfig",
+        "rlhf.loop.adjudicate:run",
+        "send ratings that the reward model contradicts to a lead, undecided pairs to the raters",
+        launch=("config", "out", "resume", "force", "dry_run"),
+    ),
     "score": Command(
         "reward.config:ScoreConfig",
         "reward.score_file:run",

@@ -71,7 +71,7 @@ def _doubt(doubts: Doubts | None, annotation_id: str) -> str:
     if doubts is None or annotation_id not in doubts.probabilities:
         return ""
     percent = 100 * doubts.probabilities[annotation_id]
-    shown = f"{percent:.0f} %" if percent >= 1 else "less than 1 %"
+    shown = f"{percent:.0f}\u00a0%" if percent >= 1 else "less than 1\u00a0%"
     return f"the reward model {doubts.model} gives this answer {shown}"
 
 

@@ -179,7 +179,7 @@ def test_the_lead_sees_why_and_annotators_never_do(store, fill, client_of, peopl
     lead = client_of("lena", "lead")
     (case,) = lead.get("/api/v1/lead/disputes?project=p").json()["cases"]
     doubts = {entry["name"]: entry["doubt"] for entry in case["answers"]}
-    assert doubts == {"anna": f"the reward model {MODEL} gives this answer 4 %", "rater 0": ""}
+    assert doubts == {"anna": f"the reward model {MODEL} gives this answer 4\u00a0%", "rater 0": ""}
     assert lead.get(f"/api/v1/lead/case?task={task}").json()["answers"][0]["doubt"] != ""
 
     # Whatever an annotator can reach, on the task itself and about it: the person doubted, and a new one.
@@ -192,7 +192,7 @@ def test_the_lead_sees_why_and_annotators_never_do(store, fill, client_of, peopl
     seen += [anna.get("/api/v1/projects/p/tasks?state=disputed"), anna.get(f"/api/v1/tasks/{task}")]
     assert {reply.status_code for reply in seen[5:]} <= {401, 403, 404}
     for reply in seen:
-        for secret in (MODEL, "reward model", "doubt", "0.04", "4 %", "dispute"):
+        for secret in (MODEL, "reward model", "doubt", "0.04", "4\u00a0%", "dispute"):
             assert secret not in reply.text, (reply.url, secret)
     # Nor does it leave with the ratings.
     export_snapshot(store, tmp_path / "s", project="p", seed=0)
