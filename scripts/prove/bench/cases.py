@@ -69,7 +69,9 @@ class Case:
     otherwise the policy is scored on held-out prompts, off the clock, every so many iterations.
     value_coef: weight of the value loss, on both sides. value_lr: of our value head; None is lr. value: "full" is
     the peer's documented value model, "lora" gives it adapters like the policy's. keep_freed: the process starts
-    with glibc's thresholds raised, so that freed memory is not given back to the kernel.
+    with glibc's thresholds raised, so that freed memory is not given back to the kernel. pairs, shortest: of the reward
+    model's benchmark only: comparisons, whose completions have from `shortest` to `completion` tokens; `batch` counts
+    comparisons there.
     """
 
     shape: str = "llama-14m"
@@ -97,6 +99,8 @@ class Case:
     eval_prompts: int = 256
     value: str = "full"
     keep_freed: bool = False
+    pairs: int = 0
+    shortest: int = 16
 
     @property
     def iterations(self) -> int:
