@@ -182,6 +182,8 @@ def _undecided(
         return []
     first, second = np.array(numbers).T
     delta_P = (scores_N[first] - scores_N[second]) / temperature
+    # As if the members' scores of the two were independent. An offset that a member gives to every completion of a
+    # prompt cancels in truth, so this is rather too much, and alike for all pairs.
     spread_P = np.hypot(spreads_N[first], spreads_N[second]) / temperature
     disagreement_P = disagreement(delta_P, spread_P)
     found = [

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 from sqlalchemy import text
 
@@ -23,11 +24,14 @@ from feedback_app.store.engine import Store
 from feedback_app.store.leases import lease_next
 from feedback_app.store.projects import change_settings
 from feedback_app.store.snapshots import export_snapshot
+from reward.score import RewardScale, RewardScorer
 from rlhf.cli import main
 from rlhf.core.errors import ConfigError, DataError, StoreError
+from rlhf.core.records import Prompt
 from rlhf.core.run import Launch, read_manifest
 from rlhf.loop.adjudicate import disagreement, run
 from rlhf.loop.config import AdjudicateConfig
+from rlhf.loop.text_scores import TextTable, score_table
 from tests.loop.sent_back import deltas, lines, put_pairs, rate_pairs, reward_run
 
 RATED, OPEN = range(60), range(60, 90)
@@ -290,6 +294,27 @@ def test_where_members_of_an_ensemble_disagree() -> None:
     assert found == pytest.approx(expected, abs=2e-3)
     assert found[0] == 0  # even, and all members say so
     assert found[1] > found[2] > found[3] > 0
+
+
+def test_an_ensemble_is_asked_for_its_spread(workspace: Launch) -> None:
+    """Two heads over one adapter: the deviation of their scores, from the hidden states by hand."""
+    single = reward_run(workspace, "reward")
+    backbone, role = single.backbone, single.role
+    heads_CH = torch.randn(2, backbone.hidden_size, generator=torch.Generator().manual_seed(1))
+    both = RewardScorer(backbone, role, RewardScale(0.0, 1.0, 1.0, num_members=2), heads_CH=heads_CH)
+    table = TextTable()
+    prompt = Prompt.model_validate({"prompt": "tell of rain"})
+    assert [table.add(prompt, text) for text in ("the cat", "sun " * 200, "sorry", "the cat")] == [0, 1, 2, 0]
+    scores_N, spreads_N = score_table(both, table, max_tokens=64, stage="test")
+    for place, words in ((0, "the cat"), (2, "sorry")):
+        row = [*backbone.codec.prompt_ids(prompt.messages), *backbone.codec.completion_ids(words)]
+        hidden_H = backbone.hidden("reward", torch.tensor([row]))[0, -1].detach()
+        one, other = (heads_CH @ hidden_H).tolist()
+        assert spreads_N[place] == pytest.approx(abs(one - other) / 2, rel=1e-4)
+    assert np.isnan(scores_N[1])  # too long for the model
+    assert np.isnan(spreads_N[1])
+    alone = score_table(single, table, max_tokens=64, stage="test")
+    assert alone[1][[0, 2]].tolist() == [0, 0]
 
 
 def test_what_does_not_fit_together_is_named(world: World) -> None:
