@@ -230,8 +230,8 @@ def history_section(history: History) -> str:
         for one in history.runs
     ]
     notes = [
-        "Every run is measured on the same comparisons, whose prompts none of them has learned from. A gain is paired: "
-        "its interval is that of the difference, comparison by comparison."
+        "Every run is measured on the same comparisons, without prompts that any of them is known to have learned from. "
+        "A gain is paired: its interval is that of the difference, comparison by comparison."
     ]
     if history.num_seen:
         notes.append(f"{history.num_seen} comparisons were left out: a run has learned from their prompts.")
