@@ -230,7 +230,7 @@ def history_section(history: History) -> str:
         for one in history.runs
     ]
     notes = [
-        "Every run is measured on the same comparisons, without prompts that any of them is known to have learned from. "
+        "Every run is measured on the same comparisons, without prompts that any is known to have learned from. "
         "A gain is paired: its interval is that of the difference, comparison by comparison."
     ]
     if history.num_seen:
