@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rlhf.core.allocator import keep_freed_memory
+from rlhf.core.attention import fuse_attention
 from rlhf.core.chat import ChatCodec, first_line
 from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_decoder
 from rlhf.core.errors import ConfigError, ModelError
@@ -245,6 +246,7 @@ class Backbone:
     def _quicken(self, role: Role) -> None:
         if not is_sharded(role.model):
             fuse(role.model)
+            fuse_attention(role.model)
             last = decoder_layers(role.causal_lm.get_decoder())[-1]
             role.trim = make_trim(last, self.hidden_size, self.device, self.dtype)
 

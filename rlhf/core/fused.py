@@ -129,13 +129,23 @@ def _candidate(module: Any) -> Any:
     """The forward that may stand for a module's own, by what the module holds."""
     if "forward" in module.__dict__:
         return None
-    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-        frozen = not any(p.requires_grad for p in module.parameters())
-        return _norm_forward if frozen and module.weight.dtype == torch.float32 else None
+    if is_rms_norm(module):
+        return _norm_forward if not any(p.requires_grad for p in module.parameters()) else None
     if type(module) is nn.Linear:
         return module_forward if suits(module.weight) and not module.weight.requires_grad else None
-    names = {name for name, _ in module.named_children()}
-    if names == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        silu = type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
-        return _mlp_forward if silu and module.gate_proj.weight.dtype == torch.float32 else None
-    return None
+    return _mlp_forward if is_gated_silu(module) else None
+
+
+def is_rms_norm(module: Any) -> bool:
+    """By its name and parts, in fp32; the weight may still be used in another way (Gemma adds 1)."""
+    named = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+    return named and module.weight.dtype == torch.float32
+
+
+def is_gated_silu(module: Any) -> bool:
+    """A gated MLP with SiLU, by its parts, in fp32."""
+    parts = dict(module.named_children())
+    if parts.keys() != {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return False
+    silu = type(parts["act_fn"]).__name__ in ("SiLU", "SiLUActivation")
+    return silu and module.gate_proj.weight.dtype == torch.float32

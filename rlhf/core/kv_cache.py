@@ -44,6 +44,17 @@ class RoomyLayer(DynamicLayer):
         self._show(end)
         return self.keys, self.values
 
+    def append(self, keys_BKD: Tensor, values_BKD: Tensor) -> tuple[Tensor, Tensor]:
+        """One more token a row, after the first `update`. Gives all keys and values as [B * K, tokens, D]."""
+        end = self.get_seq_length() + 1
+        if end > self._rooms[0].shape[-2]:
+            self.update(keys_BKD[:, :, None], values_BKD[:, :, None])
+        else:
+            self._rooms[0][:, :, end - 1], self._rooms[1][:, :, end - 1] = keys_BKD, values_BKD
+            self._show(end)
+        keys, values = (room.flatten(0, 1)[:, :end] for room in self._rooms)
+        return keys, values
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order; a row may be named more than once."""
         if not self._rooms:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from rlhf.core import onednn
+from rlhf.core.few_rows import FewRows
 from rlhf.core.lora import forget_merged, plain_lora
 
 
@@ -30,7 +30,7 @@ def packed(model: nn.Module) -> Iterator[int]:
     try:
         for layer, weight, bias in _layers(model):
             changed.append((layer, layer.__dict__.get("forward")))
-            layer.forward = partial(_forward, onednn.arranged(weight), bias)
+            layer.forward = FewRows([weight], [bias])
             if isinstance(layer, LoraLayer):
                 forget_merged(layer)  # the arranged copy of it is enough meanwhile
         yield len(changed)
@@ -42,21 +42,26 @@ def packed(model: nn.Module) -> Iterator[int]:
                 layer.forward = before
 
 
-def _forward(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return onednn.times(x, weight, bias)
-
-
 @torch.no_grad()
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
     """(layer, the weight [O, I] that it multiplies by, bias) of the layers that can be packed."""
     parts: set[int] = set()
     for layer in model.modules():
-        plain: tuple[Any, Any] | None = None
+        if id(layer) in parts:
+            continue
         if isinstance(layer, LoraLayer):
             parts.update(id(part) for part in layer.modules())  # they are multiplied by through the layer
-            merged = plain_lora(layer, layer.get_base_layer().weight)
-            plain = merged[:2] if merged is not None else None
-        elif id(layer) not in parts and onednn.is_plain_linear(layer):
-            plain = layer.weight, layer.bias
-        if plain is not None and onednn.suits(plain[0]):
+        plain = plain_weight(layer)
+        if plain is not None:
             yield layer, *plain
+
+
+def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None] | None:
+    """(the weight [O, I] that a linear layer multiplies by, its bias), None where `FewRows` cannot stand for it."""
+    plain: tuple[Tensor, Tensor | None] | None = None
+    if isinstance(layer, LoraLayer):
+        merged = plain_lora(layer, layer.get_base_layer().weight)
+        plain = merged[:2] if merged is not None else None
+    elif onednn.is_plain_linear(layer):
+        plain = layer.weight, layer.bias
+    return plain if plain is not None and onednn.suits(plain[0]) else None

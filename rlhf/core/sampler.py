@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rlhf.core.decode_step import DecodeStep, decode_step
 from rlhf.core.decoder import decoder_layers
+from rlhf.core.few_rows import handy_rows
 from rlhf.core.kv_cache import key_value_cache
 from rlhf.core.packed import packed
 from rlhf.core.randomness import uniforms
@@ -25,9 +27,8 @@ from rlhf.core.reference_engine import generate
 from rlhf.core.settings import SamplingSettings
 from rlhf.core.vocabulary import OutputHead
 
-# Finished rows leave when the next power of two will do for the others: kernels are made and kept for each number of
-# rows, and fewer rows than these take no less time.
-FEWEST_ROWS = 4
+# Places of the vocabulary that are summed before a token is looked for among them.
+SEARCH_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ class _Decoding:
         self.cache = key_value_cache(model.config, self.width + settings.max_completion_tokens)
         self.ends_E = torch.tensor(list(end_token_ids), dtype=torch.int64, device=self.device)
         self.capture_layer = capture_layer
+        self._step: DecodeStep | None = None
         self._captured: Tensor | None = None
         self._states: Tensor | None = None
 
@@ -181,7 +183,9 @@ class _Decoding:
             hook = layer.register_forward_hook(self._capture)
         try:
             prefilled = self._prefill()
-            with packed(self.model):
+            self._step = decode_step(self.model)
+            # With a step of its own the decoder's weights are arranged there.
+            with packed(self.model if self._step is None else self.head.linear):
                 self._decode(*prefilled, on_step)
         finally:
             if hook is not None:
@@ -196,13 +200,12 @@ class _Decoding:
         on_step: Callable[[], None],
     ) -> None:
         device, limit = self.device, self.settings.max_completion_tokens
-        cursors_B = torch.tensor([r.cursor for r in self.requests], device=device)
-        samples_B = torch.tensor([r.sample for r in self.requests], device=device)
         rows_B = torch.arange(len(self.requests), device=device)
         alive_B = torch.ones_like(rows_B, dtype=torch.bool)
+        uniforms_BT = self._uniforms()
         drawn: list[Tensor] = []
         for position in range(limit):
-            uniforms_B = uniforms(self.seed, cursors_B, samples_B, torch.full_like(cursors_B, position))
+            uniforms_B = uniforms_BT[rows_B, position]
             next_B, logprobs_B = choose(self.head(hidden_BH).float(), uniforms_B, self.settings)
             ended_B = torch.isin(next_B, self.ends_E)
             columns = [rows_B, next_B, logprobs_B, ended_B, alive_B]
@@ -221,18 +224,30 @@ class _Decoding:
             positions_B1 = positions_B1 + 1
             if mask_BS is not None:
                 mask_BS = torch.cat([mask_BS, mask_BS.new_ones(mask_BS.shape[0], 1)], dim=1)
-            hidden_BH = self._forward(next_B[:, None], mask_BS, positions_B1)
+            hidden_BH = self._advance(next_B, mask_BS, positions_B1)
             self._keep(rows_B, self.width + position)
             if last:
                 break
-            num_kept = max(FEWEST_ROWS, 1 << (num_alive - 1).bit_length())
+            # Finished rows leave when the others are a number that products are made for.
+            num_kept = handy_rows(num_alive)
             if num_kept < len(rows_B):
                 keep = _closed_ranks(alive_B, num_kept)
                 self.cache.batch_select_indices(keep)
                 mask_BS = mask_BS[keep] if mask_BS is not None else None
                 hidden_BH, positions_B1, rows_B = hidden_BH[keep], positions_B1[keep], rows_B[keep]
-                cursors_B, samples_B, alive_B = cursors_B[keep], samples_B[keep], alive_B[keep]
+                alive_B = alive_B[keep]
         self._collect(drawn)
+
+    def _uniforms(self) -> Tensor:
+        """[B, T] the numbers behind all tokens of the batch."""
+        steps = self.settings.max_completion_tokens
+        counters = [
+            (request.cursor, request.sample, position)
+            for request in self.requests
+            for position in range(steps)
+        ]
+        cursors_N, samples_N, positions_N = torch.tensor(counters, device=self.device).T
+        return uniforms(self.seed, cursors_N, samples_N, positions_N).view(len(self.requests), steps)
 
     def _prefill(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """Last hidden states [B, H], attention mask (None where nothing is padded), last positions [B, 1]."""
@@ -258,6 +273,14 @@ class _Decoding:
             self._states[:, :width] = self._captured[owner_B]
         mask_BS = mask_PS[owner_B] if mask_PS is not None else None
         return hidden_PH[owner_B], mask_BS, positions_PS[owner_B, -1:]
+
+    def _advance(self, tokens_B: Tensor, mask_BS: Tensor | None, positions_B1: Tensor) -> Tensor:
+        """Final hidden states [B, H] after one more token a row."""
+        if self._step is None:
+            return self._forward(tokens_B[:, None], mask_BS, positions_B1)
+        hidden_BH, captured_BH = self._step(tokens_B, positions_B1, mask_BS, self.cache, self.capture_layer)
+        self._captured = captured_BH[:, None] if captured_BH is not None else None
+        return hidden_BH
 
     def _forward(self, tokens_BS: Tensor, mask_BS: Tensor | None, positions_BS: Tensor) -> Tensor:
         """Final hidden states [B, H] of the last position."""
@@ -334,12 +357,30 @@ def choose(logits_BV: Tensor, uniforms_B: Tensor, settings: SamplingSettings) ->
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
     if settings.top_k or settings.top_p < 1:
         logprobs_BV = _filtered(logprobs_BV, settings)
-    # Summed in float64: in fp32 the tail of a large vocabulary would be lost in rounding.
-    cumulative_BV = logprobs_BV.exp().cumsum(-1, dtype=torch.float64)
-    targets_B = uniforms_B * cumulative_BV[:, -1]
-    next_B = torch.searchsorted(cumulative_BV, targets_B[:, None], right=True).squeeze(1)
-    next_B = next_B.clamp(max=logits_BV.shape[1] - 1)
+    next_B = _inverted(logprobs_BV.exp(), uniforms_B)
     return next_B, logprobs_BV.gather(1, next_B[:, None]).squeeze(1)
+
+
+def _inverted(p_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """The places [B] at which the cumulated numbers of each row pass its uniform number's share of their sum.
+
+    The block is found first, then the place in it: cumulating a whole vocabulary takes ten times longer. Summed in
+    float64: in fp32 the tail of a large vocabulary would be lost in rounding.
+    """
+    short = -p_BV.shape[1] % SEARCH_BLOCK
+    blocks_BNS = (nn.functional.pad(p_BV, (0, short)) if short else p_BV).unflatten(1, (-1, SEARCH_BLOCK))
+    ends_BN = blocks_BNS.sum(-1, dtype=torch.float64).cumsum(-1)
+    targets_B1 = uniforms_B[:, None] * ends_BN[:, -1:]
+    block_B1 = _first_beyond(targets_B1, ends_BN)
+    begins_B1 = nn.functional.pad(ends_BN, (1, 0)).gather(1, block_B1)
+    chosen_BS = blocks_BNS[torch.arange(len(p_BV), device=p_BV.device), block_B1.squeeze(1)]
+    ends_BS = begins_B1 + chosen_BS.cumsum(-1, dtype=torch.float64)
+    return (block_B1 * SEARCH_BLOCK + _first_beyond(targets_B1, ends_BS)).squeeze(1)
+
+
+def _first_beyond(targets_B1: Tensor, ends_BN: Tensor) -> Tensor:
+    """[B, 1] the first place that ends beyond its target; where rounding leaves none, the last that is not empty."""
+    return ((ends_BN <= targets_B1) & (ends_BN < ends_BN[:, -1:])).sum(1, keepdim=True)
 
 
 def _filtered(logprobs_BV: Tensor, settings: SamplingSettings) -> Tensor:

@@ -1,0 +1,100 @@
+"""Attention over whole sequences with rotary positions in fewer passes over memory.
+
+transformers turns queries and keys by five operations each, of which autograd keeps and replays every one: a
+twentieth of a PPO update on a CPU. Here it is one operation of three passes that keeps nothing of its input's size.
+For modules of Llama's kind in fp32, recognised by their parts and trusted only after a probe agreed; with a mask or a
+cache, and everywhere else, a module keeps its own forward.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [.., D] turned: pairs (d, d + D/2) by the angles of cos and sin [.., D] (Su et al., arXiv:2104.09864)."""
+    half = x.shape[-1] // 2
+    y = x * cos
+    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return y
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        cos, sin = ctx.saved_tensors
+        half = sin.shape[-1] // 2
+        # The transpose of a rotation turns back; each half meets the sine of the other one.
+        return turn(grad, cos, -torch.cat([sin[..., half:], sin[..., :half]], dim=-1)), None, None
+
+
+def _forward(
+    module: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    if position_embeddings is None or attention_mask is not None or past_key_values is not None:
+        return type(module).forward(
+            module, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+    cos, sin = (angles_BSD[:, :, None] for angles_BSD in position_embeddings)
+    shape = (*hidden_states.shape[:-1], -1, module.head_dim)
+    queries, keys, values = (
+        project(hidden_states).view(shape) for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    mixed = nn.functional.scaled_dot_product_attention(
+        _Turned.apply(queries, cos, sin).transpose(1, 2),
+        _Turned.apply(keys, cos, sin).transpose(1, 2),
+        values.transpose(1, 2),
+        is_causal=True,
+        scale=module.scaling,
+        enable_gqa=queries.shape[2] != keys.shape[2],
+    )
+    return module.o_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
+def is_rotary_attention(module: Any) -> bool:
+    """By its parts, in fp32, without a soft cap."""
+    return (
+        {name for name, _ in module.named_children()} == ATTENTION
+        and hasattr(module, "head_dim")
+        and hasattr(module, "scaling")
+        and getattr(module, "attn_logit_softcapping", None) is None
+        and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
+        and all(parameter.dtype == torch.float32 for parameter in module.parameters())
+    )
+
+
+@torch.no_grad()
+def fuse_attention(model: nn.Module) -> int:
+    """Give the attention modules of a model this forward where that changes nothing. Returns how many it changed."""
+    count = 0
+    for module in model.modules():
+        if "forward" in module.__dict__ or not is_rotary_attention(module):
+            continue
+        device, width = module.o_proj.weight.device, module.o_proj.weight.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        x_BSH = torch.randn(2, 5, width, generator=generator).to(device)
+        angles_BSD = torch.rand(1, 5, module.head_dim // 2, generator=generator).repeat(1, 1, 2).to(device)
+        positions = angles_BSD.cos(), angles_BSD.sin()
+        expected = type(module).forward(module, x_BSH, positions, None)[0]
+        found = _forward(module, x_BSH, positions)[0]
+        if torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5):
+            module.forward = partial(_forward, module)
+            count += 1
+    return count

@@ -1,0 +1,60 @@
+"""Attention in fewer passes gives what the model's own gives, and only modules that it is for are changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlhf.core.attention import fuse_attention, turn
+from rlhf.core.backbone import Backbone
+
+LoadTiny = Callable[..., Backbone]
+
+
+def test_a_quarter_turn_swaps_a_pair() -> None:
+    """At 90 degrees (x1, x2) becomes (-x2, x1); pairs are (0, 2) and (1, 3), and the second is not turned at all."""
+    cos, sin = torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    found = turn(torch.tensor([3.0, 5.0, 7.0, 9.0]), cos, sin)
+    assert found.tolist() == [-7.0, 5.0, 3.0, 9.0]
+
+
+# Layers of four that are changed. Qwen3 normalises its heads, SmolLM3 turns them in three of four layers.
+@pytest.mark.parametrize(
+    ("architecture", "count"),
+    [
+        ("llama", 4),
+        ("qwen2", 4),
+        ("mistral", 4),
+        ("smollm3", 3),
+        ("qwen3", 0),
+        ("gemma2", 0),
+        ("gpt_neox", 0),
+    ],
+)
+def test_values_and_gradients_are_the_models_own(load_tiny: LoadTiny, architecture: str, count: int) -> None:
+    model = load_tiny(architecture).model
+    tokens_BS = torch.arange(5, 45).reshape(2, 20)
+    embedded_BSH = model.get_input_embeddings()(tokens_BS).detach()
+    mask_BS = torch.ones_like(tokens_BS)
+    mask_BS[0, :3] = 0
+
+    def found() -> list[Tensor]:
+        x_BSH = embedded_BSH.clone().requires_grad_()
+        whole = model(inputs_embeds=x_BSH, use_cache=False).logits
+        whole.square().sum().backward()
+        assert x_BSH.grad is not None
+        padded = model(input_ids=tokens_BS, attention_mask=mask_BS).logits[mask_BS.bool()]
+        return [whole.detach(), x_BSH.grad, padded.detach()]
+
+    before = found()
+    assert fuse_attention(model) == count
+    assert fuse_attention(model) == 0, "what has been changed is not changed again"
+    for ours, own in zip(found(), before, strict=True):
+        torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5 * own.abs().max().item())
+
+
+def test_bf16_keeps_its_own(load_tiny: LoadTiny) -> None:
+    assert fuse_attention(load_tiny("llama", dtype="bfloat16").model) == 0
