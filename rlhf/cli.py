@@ -67,6 +67,12 @@ COMMANDS: dict[str, Command] = {
         "rlhf.demo.run:run",
         "the whole loop in an embedded world, with a report at the end",
     ),
+    "prepare": Command(
+        "sft.prepare.config:PrepareConfig",
+        "sft.prepare.run:run",
+        "clean, mask, deduplicate, split and mix data for sft, with a report",
+        launch=("config", "out", "force", "print_config", "dry_run"),
+    ),
     "sft": Command(
         "sft.config:SFTConfig",
         "sft.train:run",
