@@ -39,7 +39,7 @@ def test_pairs_are_seeded_of_mixed_length_and_mostly_prefer_wanted_words() -> No
         for pair in pairs
     ]
     right = sum(chosen > rejected for chosen, rejected in shares) / len(pairs)
-    assert 0.85 < right < 0.97  # raters who are careful and not always of one mind
+    assert 0.8 < right < 0.95  # raters who are careful and not always of one mind
 
 
 def test_accuracy_and_steps_by_hand() -> None:
