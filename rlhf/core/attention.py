@@ -8,6 +8,7 @@ cache, and everywhere else, a module keeps its own forward.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -84,7 +85,8 @@ def is_rotary_attention(module: Any) -> bool:
 def fuse_attention(model: nn.Module) -> int:
     """Give the attention modules of a model this forward where that changes nothing. Returns how many it changed."""
     count = 0
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if "forward" in module.__dict__ or not is_rotary_attention(module):
             continue
         device, width = module.o_proj.weight.device, module.o_proj.weight.shape[0]

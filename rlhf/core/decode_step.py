@@ -132,7 +132,7 @@ class _Scale:
 
 
 def _few_rows(layers: list[Any], norm_weight_H: Tensor | None = None) -> FewRows:
-    weights, biases = zip(*(plain_weight(layer) for layer in layers), strict=True)  # type: ignore[arg-type]
+    weights, biases = zip(*(plain_weight(layer) for layer in layers), strict=True)
     if norm_weight_H is not None:
         weights = [weight * norm_weight_H for weight in weights]
     return FewRows(list(weights), list(biases))

@@ -14,6 +14,8 @@ MKL keeps its best kernels for Intel's processors; on others oneDNN's are taken 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,9 +39,11 @@ class FewRows:
     """
 
     def __init__(self, weights: list[Tensor], biases: list[Tensor | None]) -> None:
-        self._transposed = self._arranged = self.bias = None
+        self._transposed: Tensor | None = None
+        self._arranged: Any = None  # only `onednn.times` can read it
+        self.bias: Tensor | None = None
         if onednn.is_intel():
-            self._transposed = torch.cat([weight.T for weight in weights], dim=1)
+            self._transposed = _side_by_side(weights)
         else:
             self._arranged = onednn.arranged(torch.cat(weights) if len(weights) > 1 else weights[0])
         if any(bias is not None for bias in biases):
@@ -65,3 +69,19 @@ class FewRows:
         y_BO.addmm_(x_BI, self._transposed)
         if self.bias is not None:
             y_BO += self.bias
+
+
+def _side_by_side(weights: list[Tensor]) -> Tensor:
+    """[I, sum of O] the weights transposed.
+
+    Rows whose size is a multiple of a page fall into the same few places of a processor's cache, which costs a fifth
+    of a product: then each row gets some unused numbers behind it.
+    """
+    width = sum(len(weight) for weight in weights)
+    unused = 48 if width * weights[0].element_size() % 4096 == 0 else 0
+    room_IO = weights[0].new_empty(weights[0].shape[1], width + unused)[:, :width]
+    start = 0
+    for weight in weights:
+        room_IO[:, start : start + len(weight)] = weight.T
+        start += len(weight)
+    return room_IO

@@ -55,7 +55,10 @@ def train_a_little(backbone: Backbone, role: Role, num_steps: int = 3) -> None:
 def test_new_role_equals_the_base_and_weighs_only_its_adapter(load_tiny: LoadTiny) -> None:
     backbone = load_tiny()
     role = backbone.add_role("policy", LORA, seed=0, scalar_head=True)
-    assert torch.equal(logits(backbone, "policy", tokens()), logits(backbone, REFERENCE, tokens()))
+    # The role's layers take fewer passes than the base's own, which rounds otherwise in the last digits.
+    torch.testing.assert_close(
+        logits(backbone, "policy", tokens()), logits(backbone, REFERENCE, tokens()), rtol=1e-5, atol=1e-6
+    )
     assert role.head is not None
     assert not role.head.weight.any()
     # adapter_layers 0.5 of 4 layers: layers 2 and 3, 7 linear modules each, A and B, and the head

@@ -34,17 +34,18 @@ def numbers(*shape: int) -> torch.Tensor:
 @needs_onednn
 @pytest.mark.parametrize("intel", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("outputs", [48, 1008])  # with the other layer's 16: 64, and a page of numbers a row
 def test_few_rows_multiply_as_one_layer_or_several(
-    monkeypatch: pytest.MonkeyPatch, intel: bool, biased: bool
+    monkeypatch: pytest.MonkeyPatch, intel: bool, biased: bool, outputs: int
 ) -> None:
     monkeypatch.setattr(onednn, "is_intel", lambda: intel)
-    layers = [nn.Linear(32, 48, bias=biased), nn.Linear(32, 16, bias=False)]
+    layers = [nn.Linear(32, outputs, bias=biased), nn.Linear(32, 16, bias=False)]
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     with torch.no_grad():
         for x in (numbers(5, 32), numbers(2, 3, 32)):
             expected = torch.cat([layer(x) for layer in layers], dim=-1)
             torch.testing.assert_close(FewRows(weights, biases)(x), expected)
-        y = numbers(5, 48)
+        y = numbers(5, outputs)
         expected = y + layers[0](numbers(5, 32))
         FewRows(weights[:1], biases[:1]).add_to(y, numbers(5, 32))
         torch.testing.assert_close(y, expected)
