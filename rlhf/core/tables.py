@@ -261,21 +261,44 @@ def _parquet_rows(path: Path, limits: Limits) -> Iterator[SourceRow]:
                 )
             number = 0
             for batch in file.iter_batches(batch_size=PARQUET_BATCH):
-                for found in batch.to_pylist():
+                for found in _batch_rows(batch):
                     number += 1
-                    try:
-                        row = {key: _plain(value, limits.max_depth) for key, value in found.items()}
-                        check_text(row)
-                        data: dict[str, Any] | BadRow = {k: v for k, v in row.items() if v is not None}
-                    except BadRow as error:
-                        data = error
-                    yield number, repr(found)[:4096].encode("utf-8", "replace"), data
-    except pyarrow.ArrowException as error:
+                    yield number, repr(found)[:4096].encode("utf-8", "replace"), _parquet_row(found, limits)
+    except DataError:
+        raise
+    except (pyarrow.ArrowException, ValueError, OverflowError, MemoryError) as error:  # a damaged file
         raise DataError(f"{path}: cannot be read as Parquet ({one_line(str(error))[:200]})") from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read as Parquet ({error.strerror or one_line(str(error))})"
         ) from error
+
+
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | BadRow]:
+    """The rows of a batch; one that Python cannot hold (broken UTF-8, a date beyond its calendar) is a bad row."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        for place in range(batch.num_rows):
+            try:
+                yield batch.slice(place, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield BadRow(f"not UTF-8 ({error.reason})")
+            except (ValueError, OverflowError) as error:
+                yield BadRow(f"holds a value that cannot be read ({one_line(str(error))[:100]})")
+    else:
+        yield from rows
+
+
+def _parquet_row(found: dict[str, Any] | BadRow, limits: Limits) -> dict[str, Any] | BadRow:
+    if isinstance(found, BadRow):
+        return found
+    try:
+        row = {key: _plain(value, limits.max_depth) for key, value in found.items()}
+        check_text(row)
+    except BadRow as error:
+        return error
+    return {key: value for key, value in row.items() if value is not None}
 
 
 def _plain(value: Any, depth: int) -> Any:

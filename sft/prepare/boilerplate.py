@@ -25,7 +25,7 @@ class PatternRow(Settings):
 
     name: str
     pattern: str
-    hint: str = ""
+    hints: tuple[str, ...] = ()
     where: Literal["any", "answer"] = "any"
     action: Literal["remove", "drop"] = "remove"
     unless: str = ""
@@ -39,7 +39,7 @@ class Pattern:
     unless: re.Pattern[str] | None
 
     def applies(self, text: str, lower: str) -> bool:
-        return (not self.row.hint or self.row.hint in lower) and (
+        return (not self.row.hints or any(hint in lower for hint in self.row.hints)) and (
             self.unless is None or not self.unless.search(text)
         )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlhf.core.errors import DataError
@@ -64,14 +65,22 @@ class Intake:
     def mask(self, text: str) -> str:
         return text if self.personal is None else self.personal.mask(text)
 
-    def take(self, sources: Sequence[Source], scratch: Scratch, quarantine: Quarantine) -> None:
+    def take(
+        self,
+        sources: Sequence[Source],
+        scratch: Scratch,
+        quarantine: Quarantine,
+        *,
+        first: int = 0,
+        silent: bool = False,
+    ) -> None:
         """Put every good row into the scratch file and the others into quarantine.
 
-        A file that cannot be read on is noted; what was read of it counts.
+        A file that cannot be read on is noted; what was read of it counts. first: the number of the first source.
         """
-        with progress("reading", None, stage="prepare") as bar:
-            for number, source in enumerate(sources):
-                self.tally.layouts[source.name] = self.tally.layouts.get(source.name, type(self.tally.read)())
+        with progress("reading", None, stage="prepare", silent=silent) as bar:
+            for number, source in enumerate(sources, start=first):
+                self.tally.layouts.setdefault(source.name, Counter())
                 self.tally.read[source.name] += 0
                 done = 0
                 try:
@@ -85,7 +94,7 @@ class Intake:
                     self.tally.bad_reasons[BROKEN_FILE] += 1
                     quarantine.add(source.shown, done + 1, f"the file cannot be read on: {error}", "")
 
-    def _samples(self, source: Source):  # type: ignore[no-untyped-def]
+    def _samples(self, source: Source) -> Iterator[tuple[int, bytes, Sample | BadRow]]:
         return read_samples(source, self.reading, self.config.separator, self.limits)
 
     def _take_one(

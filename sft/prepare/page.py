@@ -174,12 +174,11 @@ def _cleaning(result: Result) -> str:
 
 def _lengths(result: Result) -> str:
     pictures = []
+    both = zip(result["lengths"]["before"], result["lengths"]["after"], strict=True)
+    used = [place for place, counts in enumerate(both) if any(counts)]
+    span = slice(used[0], used[-1] + 1)
     for name, title in (("before", "As read"), ("after", "Kept")):
         counts = result["lengths"][name]
-        used = [place for place, count in enumerate(counts) if count]
-        if not used:
-            continue
-        span = slice(used[0], used[-1] + 1)
         values = dict(zip(bin_labels()[span], shares(counts)[span], strict=True))
         picture = plots.bar_plot(values, title, "characters, up to", "share of rows, %")
         alt = "; ".join(f"up to {label}: {value:.1f} %" for label, value in values.items())

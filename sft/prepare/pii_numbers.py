@@ -149,8 +149,6 @@ def phones(text: str, region: str | None) -> Iterator[Span]:
 
     A bare run of digits counts where a word such as 'call' stands before it.
     """
-    if sum(map(text.count, "0123456789")) < MIN_PHONE_DIGITS:
-        return
     for match in _PHONE.finditer(text):
         written = _balanced(match.group().strip())
         start = match.start() + match.group().index(written)

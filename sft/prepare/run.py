@@ -76,7 +76,7 @@ def run(config: PrepareConfig, launch: Launch) -> None:
                 raise DataError(_nothing_left(tally, quarantine, sources))
             splits = plan_splits(scratch, selection, config, [source.name for source in sources])
             written = write_splits(folder, scratch, splits)
-            result = _result(config, intake, sources, scratch, selection, splits, written)
+            result = make_result(config, intake, sources, scratch, selection, splits, written)
         write_json(folder / "report.json", result)
         write_text(folder / "report.html", page(result))
         _write_manifest(folder, config, launch, [*sources, *checks], result, time.perf_counter() - began)
@@ -177,7 +177,7 @@ def _place(scratch: Scratch, sources: list[Source], row: int) -> str:
     return f"{sources[scratch.sources[row]].shown}:{scratch.lines[row]}"
 
 
-def _result(
+def make_result(
     config: PrepareConfig,
     intake: Intake,
     sources: list[Source],
