@@ -9,12 +9,14 @@ from rlhf.core.settings import ModelSettings
 
 
 class RewardEvalConfig(Settings):
-    """Examine a reward model: accuracy beside raters and baselines, calibration, length, attacks, bias.
+    """Examine a reward model: accuracy beside raters and baselines, slices, length, calibration, attacks, bias.
 
     Writes reward_eval.html, reward_eval.json and scores.jsonl to --out, by default runs/NAME-eval in the workspace.
     """
 
-    reward: str | None = Field(None, description="reward run or adapter directory")
+    reward: str | None = Field(
+        None, description="reward run, adapter directory, or any sequence-classification model (NAME#LABEL)"
+    )
     backbone: str | None = Field(None, description="the model it sits on; default the one the adapter names")
     snapshot: str | None = Field(
         None,

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from reward.assess.pool import TextPool
-from reward.data import Pair, load_preferences, without_ties
+from reward.config import RewardConfig
+from reward.data import SPLITS, Pair, load_pairs, load_preferences, load_ratings, without_ties
+from reward.foreign import ForeignScorer
 from rlhf.core.errors import DataError
-from rlhf.core.records import Message, Preference
+from rlhf.core.records import Message, Preference, Split
 
 
 @dataclass
 class HeldOut:
     """pairs: the test split, with row numbers of the pool. train, validation: what the baselines learn from.
-
-    num_too_long held-out comparisons were left out; first_too_long is 'file:line' of the first of them, without
-    the folder.
-    """
+    num_too_long: comparisons that were left out."""
 
     pairs: list[Pair] = field(default_factory=list)
     train: list[Preference] = field(default_factory=list)
     validation: list[Preference] = field(default_factory=list)
     num_too_long: int = 0
-    first_too_long: str = ""
 
     @property
     def decided(self) -> list[Pair]:
@@ -38,37 +36,29 @@ class HeldOut:
         return np.unique([row for pair in self.pairs for row in (pair.chosen, pair.rejected)])
 
 
-def prompts_seen(heldout: HeldOut, trained_on: Path, seed: int) -> int:
-    """How many held-out prompts are in the training split of the snapshot that the model was trained on: where
-    there are any, accuracy flatters."""
-    seen = {row.prompt for split, _, row in load_preferences(trained_on, seed) if split == "train"}
-    return len({pair.preference.prompt for pair in heldout.pairs} & seen)
-
-
-def load_heldout(source: Path, pool: TextPool, *, seed: int, max_tokens: int | None) -> HeldOut:
+def load_heldout(
+    source: Path, pool: TextPool, seed: int, trained: RewardConfig | None = None, *, own: bool = False
+) -> HeldOut:
     """Read a snapshot and put its held-out completions into the pool.
 
+    trained: the settings of the run that is examined; near-duplicates are then kept together and lengths limited as
+    in training, and `own` (the run's own snapshot) gives exactly the splits that it was trained on.
     Raises DataError for a snapshot without a held-out comparison that is decided and short enough.
     """
     found = HeldOut()
-    for split, where, preference in load_preferences(source, seed):
-        texts = []
-        for messages in (preference.chosen, preference.rejected):
-            if len(messages) != 1 or messages[0].role != "assistant":
-                raise DataError(f"{where}: chosen and rejected must be one assistant message each")
-            texts.append(messages[0].content)
+    for split, where, preference in _split_rows(source, pool, seed, trained, own, found):
         if split != "test":
             (found.train if split == "train" else found.validation).append(preference)
             continue
+        texts = [completion_text(messages, where) for messages in (preference.chosen, preference.rejected)]
         try:
-            chosen, rejected = (pool.add(preference.prompt, text, max_tokens=max_tokens) for text in texts)
+            chosen, rejected = (pool.add(preference.prompt, text) for text in texts)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
         if chosen is None or rejected is None:
             found.num_too_long += 1
-            found.first_too_long = found.first_too_long or Path(where).name
-            continue
-        found.pairs.append(Pair(chosen, rejected, preference))
+        else:
+            found.pairs.append(Pair(chosen, rejected, preference))
     if not found.pairs:
         raise DataError(
             f"{source}: no comparison in the test split ({found.num_too_long} were too long); "
@@ -79,6 +69,46 @@ def load_heldout(source: Path, pool: TextPool, *, seed: int, max_tokens: int | N
             f"{source}: all {len(found.pairs)} held-out comparisons are ties; expected decided ones as well"
         )
     return found
+
+
+def _split_rows(
+    source: Path, pool: TextPool, seed: int, trained: RewardConfig | None, own: bool, found: HeldOut
+) -> Iterator[tuple[Split, str, Preference]]:
+    """(split, where, comparison); what the loader of the training leaves out as too long is counted in `found`."""
+    if trained is None or isinstance(pool.scorer, ForeignScorer):
+        yield from load_preferences(source, seed)
+        return
+    codec = pool.scorer.backbone.codec
+    max_tokens = min(trained.max_tokens or pool.max_tokens, pool.max_tokens)
+    if own:
+        data = load_ratings(source, codec, trained.model_copy(update={"on_too_long": "drop"}), max_tokens)
+    else:
+        data = load_pairs(
+            source,
+            codec,
+            max_tokens=max_tokens,
+            drop_too_long=True,
+            seed=trained.seed,
+            near_duplicates=trained.near_duplicates,
+        )
+    found.num_too_long = data.num_too_long
+    for split in SPLITS:
+        for pair in data.pairs[split]:
+            yield split, str(source), pair.preference
+
+
+def completion_text(messages: Sequence[Message], where: str) -> str:
+    """The text of a completion. Raises DataError where it is not one assistant message."""
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise DataError(f"{where}: chosen and rejected must be one assistant message each")
+    return messages[0].content
+
+
+def prompts_seen(heldout: HeldOut, trained_on: Path, seed: int) -> int:
+    """How many held-out prompts are in the training split of the snapshot that the model was trained on: where
+    there are any, accuracy flatters."""
+    seen = {row.prompt for split, _, row in load_preferences(trained_on, seed) if split == "train"}
+    return len({pair.preference.prompt for pair in heldout.pairs} & seen)
 
 
 @dataclass(frozen=True)

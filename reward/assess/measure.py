@@ -30,6 +30,8 @@ from reward.evaluate import (
 from reward.score import RewardScale
 from rlhf.core.stats import bootstrap_mean
 
+MIN_DEVIATION = 1e-6
+
 
 @dataclass
 class Gathered:
@@ -58,9 +60,7 @@ def gather(
 
 def measure(scores: np.ndarray, found: Gathered, scale: RewardScale, seed: int) -> dict[str, Any]:
     """Everything that goes into reward_eval.json: flat figures under 'metrics', details under a key per section."""
-    heldout = found.heldout
-    unit = scale.std if heldout is None else float(scores[heldout.rows].std())
-    unit = unit if unit > 0 else 1.0  # a constant score has gaps of 0 in any unit
+    heldout, unit = found.heldout, deviation(scores, found)
     result: dict[str, Any] = {"metrics": {"score_std": unit}}
     if heldout is not None:
         _heldout_sections(result, scores, found, heldout, scale.temperature, seed)
@@ -75,8 +75,22 @@ def measure(scores: np.ndarray, found: Gathered, scale: RewardScale, seed: int) 
             result["metrics"][key] = max(result["metrics"].get(key, 0.0), abs(row["gap"]))
     result["sets"] = [set_figures(scores, outside, seed) for outside in found.sets]
     for figures in result["sets"]:
-        result["metrics"][f"set_{figures['file'].split('.')[0]}"] = figures["macro_accuracy"]
+        name = f"set_{figures['file'].split('.')[0]}"
+        while name in result["metrics"]:
+            name += "_"
+        result["metrics"][name] = figures["macro_accuracy"]
     return result
+
+
+def deviation(scores: np.ndarray, found: Gathered) -> float:
+    """One standard deviation of the scores of the completions that are compared, which gaps and moves are told in."""
+    if found.heldout is not None:
+        rows = found.heldout.rows
+    else:
+        rows = np.unique([i for one in found.sets for row in one.rows for i in (*row.chosen, *row.rejected)])
+    unit = float(scores[rows].std())
+    # A constant score differs by rounding between batches; in any other unit its gaps are 0.
+    return unit if unit > MIN_DEVIATION else 1.0
 
 
 def _heldout_sections(
@@ -105,7 +119,7 @@ def _heldout_sections(
     for name in ("length", "bow"):  # the keys are there although the training split cannot fit a baseline
         metrics |= {**flat(f"accuracy_{name}", None), **flat(f"lead_over_{name}", None)}
     result["baselines"] = []
-    fitted = baselines(heldout, lambda text: len(pool.codec.completion_ids(text)) - 1, pool.completion_tokens)
+    fitted = baselines(heldout, pool.num_tokens, pool.completion_tokens)
     for baseline in fitted:
         figures = {
             **flat(f"accuracy_{baseline.name}", baseline.accuracy(groups, seed)),
@@ -141,7 +155,7 @@ def _renamed(name: str, new: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {f"{new}{end}": figures[f"{name}{end}"] for end in ("", "_low", "_high")}
 
 
-def score_rows(scores: np.ndarray, heldout: HeldOut, temperature: float) -> list[dict[str, Any]]:
+def comparison_rows(scores: np.ndarray, heldout: HeldOut, temperature: float) -> list[dict[str, Any]]:
     """One row per held-out comparison for scores.jsonl, in the order of the snapshot."""
     delta = differences(scores, heldout.pairs)
     probabilities = 1 / (1 + np.exp(-delta / temperature))

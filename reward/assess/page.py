@@ -33,8 +33,7 @@ def page(result: Result, name: str) -> str:
         sections.append(("Outside sets", _sets(result)))
     sections.append(("How it was measured", _method(result)))
     lead = "What it gets right on held-out texts, what it falls for, and whom it treats differently."
-    made_of = f"Reward {result['reward']}, backbone {result['backbone']}"
-    footer = f"{result['num_texts']} distinct texts were scored. {made_of}."
+    footer = f"{result['num_texts']} distinct texts were scored."
     return html.page(f"Reward evaluation: {name}", sections, lead=lead, footer=footer)
 
 

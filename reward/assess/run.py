@@ -8,15 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from reward.assess.config import RewardEvalConfig
 from reward.assess.heldout import HeldOut, load_heldout, prompts_seen
-from reward.assess.measure import Gathered, gather, measure, score_rows
+from reward.assess.measure import Gathered, comparison_rows, gather, measure
 from reward.assess.outside import load_set
 from reward.assess.page import page
 from reward.assess.pool import TextPool
 from reward.assess.terms import load_terms
 from reward.assess.words import verdict
+from reward.config import RewardConfig
+from reward.foreign import Classifier, find_classifier, open_classifier
 from reward.score import RewardScorer
+from reward.texts import TextScorer
 from rlhf.core.adapters import base_path
 from rlhf.core.backbone import Backbone
 from rlhf.core.errors import ConfigError, DataError
@@ -33,76 +38,85 @@ from rlhf.core.run import (
     is_finished,
     read_manifest,
 )
+from rlhf.core.validation import problems
 
 REPORT = "reward_eval"
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What is examined: the adapter directory, its name, and the manifest of the run where it is in one."""
+    """What is examined. name: for people and for --out. folder: None for a model of the hub. manifest: that of the
+    reward run which the folder belongs to. classifier: where it is no adapter of ours."""
 
-    folder: Path
     name: str
+    folder: Path | None
     manifest: Manifest | None
+    classifier: Classifier | None
 
-    @property
-    def split_seed(self) -> int | None:
-        return None if self.manifest is None else self.manifest.seed
+    def trained_on(self, launch: Launch) -> Path | None:
+        """The snapshot of the run; None where there is none or it is gone."""
+        if self.manifest is None or self.manifest.snapshot is None:
+            return None
+        path = Workspace(launch.workspace).resolve(self.manifest.snapshot.path)
+        return path if path.exists() else None
 
-    @property
-    def max_tokens(self) -> int | None:
-        return None if self.manifest is None else self.manifest.settings.get("max_tokens")
+    def settings(self) -> RewardConfig | None:
+        """The settings of the run. Raises DataError where this version does not know them."""
+        if self.manifest is None:
+            return None
+        # Runs of before there was such a setting left the splits as they came.
+        values = {"near_duplicates": 0.0, **self.manifest.settings}
+        try:
+            return RewardConfig.model_validate(values)
+        except ValidationError as error:
+            path, message = problems(error)[0]
+            raise DataError(f"{self.name}: {MANIFEST}: settings.{'.'.join(path)} {message}") from error
 
 
 def run(config: RewardEvalConfig, launch: Launch) -> None:
     """Measure, write the three files, and print the verdict in one line."""
     require_one_process("reward-eval")
-    examined = find_reward(required(config.reward, "reward", "a reward run or adapter directory"), launch)
-    trained_on = _trained_on(examined, launch)
+    what = "a reward run, adapter directory or sequence-classification model"
+    examined = find_reward(required(config.reward, "reward", what), launch)
+    trained_on = examined.trained_on(launch)
     snapshot = find_path(config.snapshot, launch) if config.snapshot else trained_on
     sets = [find_path(name, launch) for text in config.set for name in text.split(",") if name]
     if snapshot is None and not sets:
-        parent = examined.manifest.snapshot if examined.manifest is not None else None
-        why = (
-            "does not say what it was trained on"
-            if parent is None
-            else f"was trained on {parent.path}, which is gone"
-        )
-        raise ConfigError(f"--snapshot or --set is required: {examined.folder} {why}")
+        why = "does not say what it was trained on"
+        if examined.manifest is not None and examined.manifest.snapshot is not None:
+            why = f"was trained on {examined.manifest.snapshot.path}, which is gone"
+        raise ConfigError(f"--snapshot or --set is required: {examined.name} {why}")
     terms_path = find_path(config.terms, launch) if config.terms else None
     terms = load_terms(terms_path)
     out = launch.out or Workspace(launch.workspace).runs / f"{examined.name}-eval"
-    parents = {"reward": examined.folder} | {f"set_{i}": path for i, path in enumerate(sets, start=1)}
-    parents |= {} if snapshot is None else {"snapshot": snapshot}
-    parents |= {} if terms_path is None else {"terms": terms_path}
+    given = {"reward": examined.folder, "snapshot": snapshot, "terms": terms_path}
+    parents = {name: path for name, path in given.items() if path is not None}
+    parents |= {f"set_{i}": path for i, path in enumerate(sets, start=1)}
     # An evaluation that was killed has nothing to continue: it is made again.
+    again = replace(launch, resume=True)
     with Run.open(
-        out,
-        stage="reward-eval",
-        settings=config,
-        launch=replace(launch, resume=True),
-        parents=parents,
-        seed=config.seed,
+        out, stage="reward-eval", settings=config, launch=again, parents=parents, seed=config.seed
     ) as record:
         if record.finished:
             print(f"reward-eval: {out} is already finished: {verdict(record.manifest.metrics)}")
             return
-        scorer = open_scorer(config, examined.folder, launch)
-        pool = TextPool(scorer.backbone.codec, scorer.backbone.codec.max_tokens)
+        scorer = open_scorer(config, examined, launch)
+        pool = TextPool(scorer)
         heldout = None
         if snapshot is not None:
-            seed = config.seed if examined.split_seed is None else examined.split_seed
-            heldout = load_heldout(snapshot, pool, seed=seed, max_tokens=examined.max_tokens)
+            seed = config.seed if examined.manifest is None else examined.manifest.seed
+            own = snapshot == trained_on
+            heldout = load_heldout(snapshot, pool, seed, examined.settings(), own=own)
         found = gather(pool, heldout, [load_set(path, pool) for path in sets], terms, config)
         record.begin()
-        scores = pool.score(scorer, config.micro_batch_tokens)
+        scores = pool.score(config.micro_batch_tokens)
         result = finite(measure(scores, found, scorer.scale, config.seed))
-        result["notes"] = _notes(found, examined, snapshot, trained_on)
-        result["reward"] = Workspace(launch.workspace).relative(examined.folder)
-        result["backbone"] = scorer.backbone.name
+        result["notes"] = notes(found, examined, snapshot, trained_on)
+        result["reward"] = examined.name
         result["num_texts"] = len(pool.rows)
         if heldout is not None:
-            write_jsonl(record.path / "scores.jsonl", score_rows(scores, heldout, scorer.scale.temperature))
+            rows = comparison_rows(scores, heldout, scorer.scale.temperature)
+            write_jsonl(record.path / "scores.jsonl", rows)
         write_json(record.path / f"{REPORT}.json", result)
         write_text(record.path / f"{REPORT}.html", page(result, examined.name))
         record.finish(result["metrics"])
@@ -110,59 +124,64 @@ def run(config: RewardEvalConfig, launch: Launch) -> None:
 
 
 def find_reward(text: str, launch: Launch) -> Examined:
-    """The adapter that was named, or that of the run. Raises DataError for a run that is not finished."""
-    named = find_path(text, launch)
-    if (named / MANIFEST).is_file() and not is_finished(named):
-        raise DataError(f"{named}: is an unfinished run; expected a finished one (continue it with --resume)")
-    folder = find_adapter(text, launch)
-    directory = folder.parent if (folder.parent / MANIFEST).is_file() else folder
-    if directory == folder:
-        return Examined(folder, folder.resolve().name, None)
+    """The reward model that was named. Raises DataError for a run that is not finished or of another stage, and
+    what `find_classifier` and `find_adapter` raise."""
+    for path in (Path(text), launch.workspace / text):
+        if (path / MANIFEST).is_file() and not is_finished(path):
+            raise DataError(
+                f"{path}: is an unfinished run; expected a finished one (continue it with --resume)"
+            )
+    classifier = find_classifier(text, launch)
+    folder = find_adapter(text, launch) if classifier is None else classifier.folder
+    places = [] if folder is None else [folder, folder.parent]
+    directory = next((place for place in places if (place / MANIFEST).is_file()), folder)
+    if directory is None:
+        return Examined(text.rpartition("/")[2].replace("#", "-"), None, None, classifier)
+    name = directory.resolve().name
+    if not (directory / MANIFEST).is_file():
+        return Examined(name, folder, None, classifier)
     manifest = read_manifest(directory)
     if manifest.stage != "reward":
         raise DataError(f"{directory}: holds a {manifest.stage} run; expected a reward run")
-    return Examined(folder, directory.resolve().name, manifest)
+    return Examined(name, folder, manifest, classifier)
 
 
-def open_scorer(config: RewardEvalConfig, folder: Path, launch: Launch) -> RewardScorer:
-    """The reward model on its backbone. Raises ModelError and CheckpointError."""
-    backbone_path = find_model(config.backbone, launch) if config.backbone else base_path(folder, launch)
+def open_scorer(config: RewardEvalConfig, examined: Examined, launch: Launch) -> TextScorer:
+    """The reward model, ready to score. Raises ModelError and CheckpointError."""
+    if examined.classifier is not None:
+        return open_classifier(examined.classifier, config.model)
+    assert examined.folder is not None
+    backbone_path = (
+        find_model(config.backbone, launch) if config.backbone else base_path(examined.folder, launch)
+    )
     backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    return RewardScorer.attach(backbone, folder)
+    return RewardScorer.attach(backbone, examined.folder)
 
 
-def _trained_on(examined: Examined, launch: Launch) -> Path | None:
-    """The snapshot of the run's manifest; None where there is none or it is gone."""
-    if examined.manifest is None or examined.manifest.snapshot is None:
-        return None
-    path = Workspace(launch.workspace).resolve(examined.manifest.snapshot.path)
-    return path if path.exists() else None
-
-
-def _notes(found: Gathered, examined: Examined, snapshot: Path | None, trained_on: Path | None) -> list[str]:
+def notes(found: Gathered, examined: Examined, snapshot: Path | None, trained_on: Path | None) -> list[str]:
     """What a reader has to know about how the figures came about."""
-    notes = []
+    said = []
     heldout: HeldOut | None = found.heldout
     if heldout is not None and snapshot is not None:
         if heldout.num_too_long:
-            notes.append(
-                f"{heldout.num_too_long} of {heldout.num_too_long + len(heldout.pairs)} held-out comparisons were left "
-                "out because a text was too long; "
-                f"the first is {heldout.first_too_long}."
+            said.append(
+                f"{heldout.num_too_long} answers of the snapshot were left out because a text is too long."
             )
-        parent = examined.manifest.snapshot if examined.manifest is not None else None
-        if parent is not None and snapshot == trained_on and content_sha256(snapshot) != parent.sha256:
-            notes.append("The snapshot has changed since the model was trained on it.")
-        if trained_on is not None and (seen := prompts_seen(heldout, trained_on, examined.split_seed or 0)):
-            notes.append(
-                f"The model was trained on {seen} of the held-out prompts: its accuracy here flatters it."
-            )
+        parent = None if examined.manifest is None else examined.manifest.snapshot
         if parent is None:
-            notes.append("It is not known what the model was trained on; held-out prompts may be among it.")
+            said.append("It is not known what the model was trained on; held-out prompts may be among it.")
+        elif snapshot == trained_on and content_sha256(snapshot) != parent.sha256:
+            said.append("The snapshot has changed since the model was trained on it.")
+        if trained_on is not None and trained_on != snapshot and examined.manifest is not None:
+            seen = prompts_seen(heldout, trained_on, examined.manifest.seed)
+            if seen:
+                said.append(
+                    f"The model was trained on {seen} of the held-out prompts: these figures flatter it."
+                )
     for outside in found.sets:
         if outside.too_long:
-            notes.append(
-                f"{outside.path.name}: {len(outside.too_long)} rows were left out because a text was too long; "
-                f"the first is {Path(outside.too_long[0]).name}."
+            said.append(
+                f"{outside.path.name}: {len(outside.too_long)} rows were left out because a text is too long; the "
+                f"first is {Path(outside.too_long[0]).name}."
             )
-    return notes
+    return said

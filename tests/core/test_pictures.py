@@ -7,12 +7,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rlhf.core.html import cards, escape, figure, figures, note, page, table
+from rlhf.core.html import cards, escape, figure, figures, folded, note, page, table
 from rlhf.core.plots import (
     PALETTE,
     Curve,
     Panel,
+    Row,
     bar_plot,
+    interval_plot,
     line_plot,
     panel_grid,
     reliability_plot,
@@ -53,6 +55,17 @@ def test_bar_plot_labels_its_heights() -> None:
         reference=("chance", 0.5),
     )
     assert {"before", "after", "0.815", "chance"} <= set(texts(svg))
+
+
+def test_interval_plot_has_a_row_for_each_and_grows_with_them() -> None:
+    rows = [Row("web", 0.6, 0.5, 0.7, "source"), Row("mail", 0.8, 0.7, 0.9, "source", faint=True)]
+    few = interval_plot(rows, "Slices", "accuracy", reference=("all", 0.7), band=(0.65, 0.75))
+    assert {"Slices", "web", "mail", "accuracy (dashed: all)"} <= set(texts(few))
+    assert markers(few) == 2
+    assert few.count(b"opacity: 0.4") == 2  # the dot and the line of the faint one
+    many = interval_plot(rows * 10, "Slices", "accuracy")
+    heights = [float(ElementTree.fromstring(svg).attrib["height"].removesuffix("pt")) for svg in (few, many)]
+    assert heights[1] - heights[0] == pytest.approx(18 * 0.26 * 72, abs=1)
 
 
 def test_reliability_plot_shows_its_error() -> None:
@@ -112,6 +125,7 @@ def test_a_page_is_self_contained_and_escapes_what_people_wrote() -> None:
         [
             (evil, table([{evil: evil, "n": 1.23456, "ok": True, "none": None}])),
             ("", cards([(evil, evil)]) + note(evil) + figures([figure(picture, evil)])),
+            ("", folded(evil, figure(picture, "caption", alt=evil))),
         ],
         lead=evil,
         footer=evil,
@@ -126,7 +140,15 @@ def test_a_page_is_self_contained_and_escapes_what_people_wrote() -> None:
 def test_a_png_is_embedded_and_an_empty_table_says_so() -> None:
     picture = scatter_plot({"a": ([0], [0])}, "t", "x", "y", image="png")
     assert 'src="data:image/png;base64,' in figure(picture, "caption")
+    assert f'alt="{escape("a < b")}"' in figure(picture, "caption", alt="a < b")
     assert table([]) == "<p>none</p>"
+
+
+def test_the_label_of_a_picture_is_its_text_or_else_its_caption() -> None:
+    picture = line_plot({"a": ([0, 1], [0, 1])}, "t", "x", "y")
+    assert 'aria-label="caption"' in figure(picture, "caption")
+    # what looks like a reference of a regular expression stays what it is
+    assert r'aria-label="\1 of 2"' in figure(picture, "caption", alt=r"\1 of 2")
 
 
 @pytest.mark.parametrize("value", [1, 0.5, "a\nb"])
