@@ -2,8 +2,8 @@
 
 transformers turns queries and keys by five operations each, of which autograd keeps and replays every one: a
 twentieth of a PPO update on a CPU. Here it is one operation of three passes that keeps nothing of its input's size.
-For modules of Llama's kind in fp32, recognised by their parts and trusted only after a probe agreed; with a mask or a
-cache, and everywhere else, a module keeps its own forward.
+For modules of Llama's kind in fp32, recognised by their parts and trusted only after a probe agreed; with a mask, a
+cache or dropout, and everywhere else, a module keeps its own forward.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _forward(
     past_key_values: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    if position_embeddings is None or attention_mask is not None or past_key_values is not None:
+    dropping = module.training and getattr(module, "attention_dropout", 0.0) > 0
+    if dropping or position_embeddings is None or attention_mask is not None or past_key_values is not None:
         return type(module).forward(
             module, hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs
         )

@@ -58,3 +58,16 @@ def test_values_and_gradients_are_the_models_own(load_tiny: LoadTiny, architectu
 
 def test_bf16_keeps_its_own(load_tiny: LoadTiny) -> None:
     assert fuse_attention(load_tiny("llama", dtype="bfloat16").model) == 0
+
+
+def test_dropout_in_training_is_the_models_own(load_tiny: LoadTiny) -> None:
+    """With everything dropped nothing is attended to; in eval mode nothing is dropped."""
+    model = load_tiny("llama").model
+    assert fuse_attention(model) == 4
+    attention = model.get_decoder().layers[0].self_attn
+    attention.attention_dropout = 1.0
+    x_BSH, angles_BSD = torch.ones(1, 3, 32), torch.zeros(1, 3, 8)
+    with torch.no_grad():
+        assert attention(x_BSH, (angles_BSD.cos(), angles_BSD.sin()), None)[0].abs().max() > 0
+        attention.train()
+        assert attention(x_BSH, (angles_BSD.cos(), angles_BSD.sin()), None)[0].abs().max() == 0
