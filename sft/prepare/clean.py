@@ -48,7 +48,8 @@ def one_whitespace(text: str) -> str:
         text = _TRAILING.sub("", text)
     if "\n\n\n" in text:
         text = _EMPTY_LINES.sub("\n\n", text)
-    return text.rstrip().lstrip("\n")
+    text = text.rstrip().lstrip("\n")
+    return text[1:] if text[:1] == " " and text[1:2] != " " else text  # a single space is no indentation
 
 
 class Cleaner:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -13,11 +15,16 @@ MAX_CHARS = 2000  # more says no more
 UNSURE = "unsure"
 
 
+@cache
+def _model() -> Any:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 class Languages:
     """codes: the languages that are kept; told apart are all that the model knows."""
 
     def __init__(self, codes: Sequence[str] = (), min_confidence: float = 0.0) -> None:
-        self._model = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        self._model = _model()
         known = set(self._model.labels)
         wrong = next((code for code in codes if code not in known), None)
         if wrong is not None:
