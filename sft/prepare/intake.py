@@ -110,8 +110,9 @@ class Intake:
         self.tally.read[source.name] += 1
         if isinstance(found, BadRow):
             self.tally.reasons[BAD] += 1
-            self.tally.bad_reasons[general_reason(str(found))] += 1
-            quarantine.add_bad(source.shown, line, str(found), raw)
+            reason = self.mask(str(found))  # it may name a value
+            self.tally.bad_reasons[general_reason(reason)] += 1
+            quarantine.add_bad(source.shown, line, reason, raw)
             return
         self.tally.layouts[source.name][found.layout] += 1
         self.tally.lengths_before[length_bin(found.num_chars)] += 1

@@ -91,6 +91,7 @@ class PersonalData:
             return masked(text, found) if found and self.mode != "report" else text
 
         sample.change(edit)
+        sample.change_beside(edit)
         self.rows.update(kinds)
         return sorted(kinds)
 

@@ -59,6 +59,11 @@ class Sample:
         for turn in self.messages:
             turn["content"] = edit(turn["content"])
 
+    def change_beside(self, edit: Callable[[str], str]) -> None:
+        """Put what stands beside the texts through `edit`: metadata at any depth, annotator and source."""
+        self.metadata = _edited(self.metadata, edit)
+        self.annotator_id, self.source = edit(self.annotator_id), edit(self.source)
+
     def output(self) -> dict[str, Any]:
         """The row as `rlhf sft --data` reads it, without its group; a text alone is {"text"} (and its label)."""
         if self.messages is None:
@@ -74,3 +79,11 @@ class Sample:
         if beside:
             row["metadata"] = beside
         return row
+
+
+def _edited(value: Any, edit: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return edit(value)
+    if isinstance(value, dict):
+        return {edit(key): _edited(item, edit) for key, item in value.items()}
+    return [_edited(item, edit) for item in value] if isinstance(value, list) else value

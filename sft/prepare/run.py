@@ -16,26 +16,22 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.files import BadRow, atomic_folder, file_sha256, write_json, write_text
 from rlhf.core.inputs import require_one_process
 from rlhf.core.run import MANIFEST, Launch, Manifest, Parent, Workspace
 from sft.prepare.config import PrepareConfig
 from sft.prepare.intake import Intake
-from sft.prepare.language import Languages
-from sft.prepare.output import Splits, plan_splits, write_splits
+from sft.prepare.mixture import parse_weights
+from sft.prepare.output import plan_splits, write_splits
 from sft.prepare.page import page
-from sft.prepare.pii import masked
 from sft.prepare.readers import Source, find_sources, read_samples
 from sft.prepare.scratch import Scratch
-from sft.prepare.select import MAX_EXAMPLES, Check, Selection, Selector
-from sft.prepare.tally import EXACT, NEAR, Quarantine, Tally, length_bin
-from sft.prepare.topics import MAX_SAMPLE, topics
+from sft.prepare.select import Check, Selection, Selector
+from sft.prepare.summary import location, make_result
+from sft.prepare.tally import Quarantine, Tally
 
 DRY_ROWS = 1000
-EXAMPLE_CHARS = 160
 
 
 def run(config: PrepareConfig, launch: Launch) -> None:
@@ -48,6 +44,8 @@ def run(config: PrepareConfig, launch: Launch) -> None:
     intake = Intake(config, launch, tally)
     sources = find_sources(config.data, launch, intake.limits)
     checks = find_sources(config.check, launch, intake.limits)
+    if config.weights:
+        parse_weights(config.weights, [source.name for source in sources])  # not after an hour of reading
     if launch.dry_run:
         _say_what_is_there(intake, sources)
         return
@@ -79,7 +77,9 @@ def run(config: PrepareConfig, launch: Launch) -> None:
             result = make_result(config, intake, sources, scratch, selection, splits, written)
         write_json(folder / "report.json", result)
         write_text(folder / "report.html", page(result))
-        _write_manifest(folder, config, launch, [*sources, *checks], result, time.perf_counter() - began)
+        inputs = {source.name: source.path for source in sources}
+        inputs |= {f"check_{source.name}": source.path for source in checks}
+        _write_manifest(folder, config, launch, inputs, result, time.perf_counter() - began)
         if out.exists() and any(out.iterdir()):  # --force: what was there keeps a name of its own
             out.rename(_old_name(out))
     print(_words(result, out))
@@ -164,7 +164,7 @@ def _note_taken_out(
 ) -> None:
     for row, reason, detail, other in selection.taken_out:
         tally.reasons[reason] += 1
-        beside = f" of {_place(scratch, sources, other)}" if other >= 0 else ""
+        beside = f" of {location(scratch, sources, other)}" if other >= 0 else ""
         quarantine.add(
             sources[scratch.sources[row]].shown,
             scratch.lines[row],
@@ -173,131 +173,19 @@ def _note_taken_out(
         )
 
 
-def _place(scratch: Scratch, sources: list[Source], row: int) -> str:
-    return f"{sources[scratch.sources[row]].shown}:{scratch.lines[row]}"
-
-
-def make_result(
-    config: PrepareConfig,
-    intake: Intake,
-    sources: list[Source],
-    scratch: Scratch,
-    selection: Selection,
-    splits: Splits,
-    written: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """What report.json holds; the same inputs and settings give the same bytes."""
-    tally = intake.tally
-    alive = np.flatnonzero(selection.alive)
-    for chars in np.frombuffer(scratch.lengths, dtype=np.int32)[alive].tolist():
-        tally.lengths_after[length_bin(chars)] += 1
-    kept = Counter(np.frombuffer(scratch.sources, dtype=np.int32)[alive].tolist())
-    names = [source.name for source in sources]
-    for split in written.values():
-        split["sources"] = {names[place]: number for place, number in sorted(split["sources"].items())}
-    sample = _sample(splits.rows["train"], config.seed)
-    texts = list(scratch.texts(sample))
-    guess = Languages()
-    languages = tally.languages if config.languages else Counter(guess.of(text) for text in texts)
-    personal = intake.personal
-    notes = [*tally.notes, *selection.notes]
-    notes += [f"A file could not be read to its end: {error}." for error in tally.broken_files]
-    notes += [
-        f"{name}.jsonl is empty: there are too few prompt families."
-        for name in written
-        if _lacks(written, name, config)
-    ]
-    return {
-        "rows": {
-            "read": sum(tally.read.values()),
-            "kept": len(alive),
-            "reasons": dict(tally.reasons.most_common()),
-        },
-        "bad_reasons": dict(tally.bad_reasons.most_common()),
-        "inputs": [
-            {
-                "name": source.name,
-                "file": source.shown,
-                "layouts": dict(tally.layouts[source.name].most_common()),
-                "read": tally.read[source.name],
-                "kept": kept[place],
-            }
-            for place, source in enumerate(sources)
-        ],
-        "cleaned": dict(intake.cleaner.counts.most_common()),
-        "boilerplate": dict(intake.boilerplate.counts.most_common()),
-        "personal_data": {
-            "mode": config.pii,
-            "items": dict(personal.items.most_common()) if personal else {},
-            "rows": dict(personal.rows.most_common()) if personal else {},
-        },
-        "lengths": {"before": tally.lengths_before, "after": tally.lengths_after},
-        "duplicates": {
-            "examples": _examples(scratch, selection, sources, intake),
-            "by_estimate": selection.estimated,
-            "templates": selection.templates,
-        },
-        "leaks": {name: dict(found.most_common()) for name, found in selection.leaks.items()},
-        "splits": written,
-        "mixture": {"left_out": splits.left_out, "repeated": splits.repeated},
-        "languages": dict(languages.most_common()),
-        "topics": topics(texts, [names[scratch.sources[row]] for row in sample.tolist()], config.seed),
-        "notes": notes,
-    }
-
-
-def _lacks(written: dict[str, dict[str, Any]], name: str, config: PrepareConfig) -> bool:
-    wanted = name == "train" or getattr(config, f"{name}_fraction") > 0
-    return bool(wanted and not written[name]["rows"])
-
-
-def _sample(rows: np.ndarray, seed: int) -> np.ndarray:
-    distinct = np.unique(rows)
-    if len(distinct) <= MAX_SAMPLE:
-        return distinct
-    found: np.ndarray = np.sort(np.random.default_rng(seed).choice(distinct, MAX_SAMPLE, replace=False))
-    return found
-
-
-def _examples(
-    scratch: Scratch, selection: Selection, sources: list[Source], intake: Intake
-) -> list[dict[str, str]]:
-    """The first duplicates of each kind, side by side; personal data is masked here in any case."""
-    found = []
-    for kind in (EXACT, NEAR):
-        pairs = [(row, other) for row, reason, _, other in selection.taken_out if reason == kind]
-        for row, other in pairs[:MAX_EXAMPLES]:
-            found.append(
-                {
-                    "kind": kind,
-                    "kept": _place(scratch, sources, other),
-                    "kept_text": _shown(scratch.text(other), intake),
-                    "taken": _place(scratch, sources, row),
-                    "taken_text": _shown(scratch.text(row), intake),
-                }
-            )
-    return found
-
-
-def _shown(text: str, intake: Intake) -> str:
-    if intake.finder is not None:
-        text = masked(text, intake.finder.find(text))
-    return text if len(text) <= EXAMPLE_CHARS else text[: EXAMPLE_CHARS - 1].rstrip() + "…"
-
-
 def _write_manifest(
     folder: Path,
     config: PrepareConfig,
     launch: Launch,
-    sources: list[Source],
+    inputs: dict[str, Path | None],
     result: dict[str, Any],
     seconds: float,
 ) -> None:
     workspace = Workspace(launch.workspace)
     parents = {
-        source.name: Parent(path=workspace.relative(source.path), sha256=file_sha256(source.path))
-        for source in sources
-        if source.path is not None
+        name: Parent(path=workspace.relative(path), sha256=file_sha256(path))
+        for name, path in inputs.items()
+        if path is not None
     }
     scale = 1 if sys.platform == "darwin" else 1024
     manifest = Manifest(

@@ -21,9 +21,9 @@ from sft.prepare.intake import Intake
 from sft.prepare.output import plan_splits, write_splits
 from sft.prepare.page import page
 from sft.prepare.readers import Source, find_sources
-from sft.prepare.run import make_result
 from sft.prepare.scratch import Scratch
 from sft.prepare.select import Selector
+from sft.prepare.summary import make_result
 from sft.prepare.tally import Quarantine, Tally
 
 STRANGE_ROWS = 5

@@ -112,10 +112,11 @@ def test_the_measure_sees_what_it_must_see() -> None:
 def test_modes_and_counts() -> None:
     text = "a@example.com and b@example.com"
     for mode, after in (("mask", "[EMAIL] and [EMAIL]"), ("report", text)):
-        personal, sample = PersonalData(mode, FINDER), Sample(text=text)
+        personal, sample = PersonalData(mode, FINDER), Sample(text=text, metadata={"from": [text[:13], 1]})
         assert personal.apply(sample) == ["EMAIL"]
         assert sample.text == after
-        assert (personal.items["EMAIL"], personal.rows["EMAIL"]) == (2, 1)
+        assert sample.metadata == {"from": [after.split()[0], 1]}
+        assert (personal.items["EMAIL"], personal.rows["EMAIL"]) == (3, 1)
 
 
 def test_presidio_is_asked_for_by_name() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,14 @@ def test_a_broken_file_does_not_cost_the_others(prepare: Callable[..., Any], tmp
     assert "could not be read to its end" in found.report["notes"][0]
     with pytest.raises(DataError, match="not a complete gzip file"):
         prepare({}, data=named[:1], out="b")
+
+
+def test_preparing_loads_no_torch() -> None:
+    program = (
+        "import sys, sft.prepare.run\n"
+        "assert not {'torch', 'transformers', 'datasets', 'presidio_analyzer'} & {m.split('.')[0] for m in sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_settings_that_exclude_each_other() -> None:
