@@ -55,7 +55,7 @@ class RewardTrainer:
         self.validation = examples_of(data, "validation", config, lambda annotator: 1.0, heads.attributes)
         self.validation_pairs = data.pairs["validation"]
         self.objective = Objective(config, heads.attributes, sequences.backbone.device)
-        self.budget = TokenBudget(config.micro_batch_tokens)
+        self.budget = TokenBudget(config.micro_batch_tokens, shorter="max_tokens")
         self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_pairs)
         self._resampled = resampled(
             [example.family for example in self.examples], config.ensemble, self._generator("ensemble", 0)
@@ -209,6 +209,8 @@ class RewardTrainer:
         self.load_weights(self.best, "best epoch")
 
     def state_dict(self) -> dict[str, Any]:
+        """All that a resume needs. Raises GuardStop rather than hand out weights that are not finite."""
+        require_finite_parameters(f"epoch {self.epoch + 1}, step {self.step}", self.parameters)
         return {
             "epoch": self.epoch,
             "step": self.step,
