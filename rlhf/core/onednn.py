@@ -2,9 +2,8 @@
 
 torch multiplies fp32 matrices by MKL. Measured on two AVX-512 cores of an AMD EPYC, oneDNN takes 0.83 to 0.95 of MKL's
 time for 1 024 rows and, with the weight arranged for its kernels beforehand, a third to a half for 6 to 32 rows. On an
-Intel Xeon it takes 1.02 to 1.07 of MKL's time, which is taken there. torch.compile's frozen graphs call
-them too.
-Where a build of torch lacks them everything goes to torch's own products.
+Intel Xeon it takes 1.02 to 1.07 of MKL's time, which is taken there. torch.compile's frozen graphs call the same
+operators. Where a build of torch lacks them everything goes to torch's own products.
 
 oneDNN makes a kernel for every number of rows and keeps it (half a millisecond and up to 1 MB for each shape of
 weight, a thousand of them), so only numbers of rows that come again go to it (`recurs`).
