@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from rlhf.core.adapters import classifier_config, save_tokenizer
 from rlhf.core.backbone import Backbone, Role
@@ -49,6 +49,10 @@ def save_full(role: Role, folder: Path, backbone: Backbone) -> None:
     model.load_state_dict(copies, strict=True, assign=True)
     model.save_pretrained(folder)
     save_tokenizer(backbone, folder)
+    # What ends a completion is known by the language model's settings, which a classifier does not have.
+    codec = backbone.codec
+    ends = GenerationConfig(eos_token_id=list(codec.end_token_ids), pad_token_id=codec.pad_token_id)
+    ends.save_pretrained(folder)
 
 
 def open_full(folder: Path, settings: ModelSettings, name: str) -> tuple[Backbone, Role]:

@@ -77,6 +77,8 @@ def run(config: RewardConfig, launch: Launch) -> None:
         raters = rater_weights(data.pairs["train"], config.rater_weights)
         record.begin()
         print(f"reward: {_counts(data)}")
+        if raters.note:
+            print(f"reward: all raters count alike: {raters.note}")
         if data.num_moved:
             print(f"reward: {data.num_moved} answers moved to the split of a near-duplicate prompt")
         train(backbone, data, heads, raters, config, record)

@@ -96,6 +96,9 @@ class PPOConfig(Settings):
         description="scores to mean 0 and deviation 1 by the figures that the reward saved, or by those of the run",
     )
     score_clip: float = Field(5.0, gt=0, description="normalised scores are clipped to +- this")
+    reward_doubt: float = Field(
+        0.0, ge=0, description="deviations among an ensemble's members that are taken from its score"
+    )
     length_penalty: float = Field(
         0.0, ge=0, description="taken from the score for every token beyond length_penalty_from"
     )

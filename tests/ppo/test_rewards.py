@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import rlhf.ppo.train as ppo_train
 from reward.score import RewardScale, RewardScorer
-from rlhf.core.adapters import save_reward
+from rlhf.core.adapters import SCORE_KEY, save_reward
 from rlhf.core.backbone import Backbone
 from rlhf.core.config import load_settings
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.metrics import read_metrics
 from rlhf.core.records import Message
 from rlhf.core.run import Launch, read_manifest
+from rlhf.core.sequences import Sequences
 from rlhf.core.settings import LoraSettings, ModelSettings
 from rlhf.ppo.config import PPOConfig, RewardTerm
 from rlhf.ppo.prompts import PromptStream
@@ -75,6 +78,42 @@ def save_reward_run(folder: Path, backbone: Backbone, scale: RewardScale, seed: 
         role.head.weight.copy_(torch.randn(role.head.weight.shape, generator=generator))
     save_reward(role, folder, backbone)
     scale.save(folder)
+
+
+def test_what_the_members_of_an_ensemble_disagree_about_pays_less(ppo_launch: Launch) -> None:
+    root = ppo_launch.workspace
+    base = Backbone.load(root / "models" / "base", ModelSettings(device="cpu"), name="models/base")
+    save_reward_run(root / "runs" / "single", base, RewardScale(0.0, 1.0, 1.0))
+    folder = root / "runs" / "ensemble"
+    shutil.copytree(root / "runs" / "single", folder)
+    RewardScale(0.0, 1.0, 1.0, num_members=2).save(folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    apart = torch.randn(1, base.hidden_size, generator=torch.Generator().manual_seed(9))
+    heads = torch.cat([tensors[SCORE_KEY] + apart, tensors[SCORE_KEY] - apart])
+    save_file({"heads": heads}, folder / "heads.safetensors")
+
+    def scorer(name: str, doubt: float) -> RewardScorer:
+        config = PPOConfig(
+            reward=f"runs/{name}", eval_reward="runs/ensemble", eval_prompts="eval.jsonl", reward_doubt=doubt
+        )
+        backbone = Backbone.load(root / "models" / "base", ModelSettings(device="cpu"), name="models/base")
+        reward, heldout = RewardSources.find(config, ppo_launch).load(backbone, ppo_launch)
+        assert isinstance(reward, ModelReward)
+        assert isinstance(heldout, ModelReward)
+        assert heldout.scorer.doubt == 0  # the judge judges as it is
+        return reward.scorer
+
+    plain, doubting = scorer("ensemble", 0.0), scorer("ensemble", 1.5)
+    sequences = Sequences(doubting.backbone, [[5, 6, 7], [8, 9]], max_tokens=64)
+    # members at score +- apart . h: their deviation is |apart . h|
+    spread = (doubting.backbone.hidden("reward", torch.tensor([[5, 6, 7]]))[0, -1] @ apart[0]).abs().item()
+    gap = (
+        plain.score_all(Sequences(plain.backbone, [[5, 6, 7]], max_tokens=64))
+        - doubting.score_all(sequences)[:1]
+    )
+    assert gap.item() == pytest.approx(1.5 * spread, rel=1e-4)
+    with pytest.raises(ConfigError, match=r"reward_doubt needs an ensemble .*runs/single is none"):
+        scorer("single", 1.0)
 
 
 # ---- sums ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -182,16 +183,22 @@ def test_an_ensemble_scores_by_its_mean_and_knows_its_spread(
 
 
 def test_a_full_model_is_trained_and_loads_with_plain_transformers(
-    workspace: Launch, reward_config: MakeConfig
+    workspace: Launch, reward_config: MakeConfig, tiny_model: Callable[..., Path]
 ) -> None:
     write_rows(workspace.workspace / "preferences.jsonl", planted_rows(160))
     base = workspace.workspace / "models/base"
+    # a chat model, whose turns do not end with the tokenizer's own end token
+    shutil.rmtree(base)
+    shutil.copytree(tiny_model(chat_template=True), base)
     before = {path.name: file_sha256(path) for path in base.iterdir()}
     out = trained(workspace, reward_config(method="full", optim={"lr": 2e-3, "warmup_steps": 2}))
     assert {path.name: file_sha256(path) for path in base.iterdir()} == before
     assert read_manifest(out).metrics["heldout_accuracy"] > 0.8
     scorer = RewardScorer.open_model(out / "model", ModelSettings(device="cpu"), name="runs/reward/model")
     assert rule_share(workspace, scorer) >= 0.8
+    trained_on = Backbone.load(base, ModelSettings(device="cpu")).codec
+    assert scorer.backbone.codec.end_token_ids == trained_on.end_token_ids
+    assert trained_on.end_token_id != trained_on.tokenizer.eos_token_id
     plain = AutoModelForSequenceClassification.from_pretrained(out / "model")
     AutoTokenizer.from_pretrained(out / "model")
     prompt = Prompt.model_validate({"prompt": "tell of cat"})

@@ -38,6 +38,7 @@ from rlhf.ppo.rewards.terms import (
     WeightedReward,
 )
 
+HELDOUT = "eval_reward"
 Kind = Literal["run", "classifier", "function", "rules", "groundedness"]
 
 
@@ -82,7 +83,10 @@ class Source:
             print(f"ppo: {self.text} is a model of its own: it is loaded beside {backbone.name}")
             model = open_classifier(classifier, settings)
             if isinstance(model, ForeignScorer):
+                if config.reward_doubt and role != HELDOUT:
+                    raise _no_members(self.text)
                 return ClassifierReward(model, self.text, max_tokens=config.micro_batch_tokens)
+            self._doubt(model, config, role)
             return ForeignModelReward(model, self.text, max_tokens=config.micro_batch_tokens)
         assert self.path is not None
         if self.kind == "rules":
@@ -91,11 +95,27 @@ class Source:
         name = model_name(base, launch)
         if name == backbone.name:
             scorer = RewardScorer.attach(backbone, self.path, base_name=name, name=role)
+            self._doubt(scorer, config, role)
             return ModelReward(scorer, self.text)
         print(f"ppo: {self.text} sits on another backbone, {name}: it is loaded beside {backbone.name}")
         other = Backbone.load(base, settings, name=name)
         scorer = RewardScorer.attach(other, self.path, base_name=name)
+        self._doubt(scorer, config, role)
         return ForeignModelReward(scorer, self.text, max_tokens=config.micro_batch_tokens)
+
+    def _doubt(self, scorer: RewardScorer, config: PPOConfig, role: str) -> None:
+        """Let what the members disagree about pay less; the held-out reward judges as it is."""
+        if not config.reward_doubt or role == HELDOUT:
+            return
+        if scorer.scale.num_members == 1:
+            raise _no_members(self.text)
+        scorer.doubt = config.reward_doubt
+
+
+def _no_members(text: str) -> ConfigError:
+    return ConfigError(
+        f"reward_doubt needs an ensemble (`rlhf reward --ensemble 5`), of which {text} is none; expected 0"
+    )
 
 
 def _scoring_function(spec: str) -> ScoringFunction:
@@ -143,7 +163,7 @@ class RewardSources:
         }
         heldout = None
         if self.heldout is not None:
-            heldout = self.heldout.load(backbone, launch, self.config, "eval_reward")
+            heldout = self.heldout.load(backbone, launch, self.config, HELDOUT)
         if not self.config.rewards:
             return loaded["reward"], heldout
         terms = [
