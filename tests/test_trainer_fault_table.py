@@ -29,14 +29,14 @@ FAULTS = {
         "reward": ["test_a_finished_reward_run_trains_nothing"],
     },
     "a missing optimizer, scheduler or generator state resumes with other weights": {
-        "sft": ["test_a_missing_part_of_the_state_costs_two_steps_and_no_bit"],
+        "sft": ["test_a_damaged_part_of_the_state_costs_two_steps_and_no_bit"],
         "reward": ["test_a_damaged_reward_state_costs_steps_and_no_bit"],
     },
     "a flipped bit resumes with other weights": {
         "core": ["test_damage_to_any_file_is_found_and_the_older_one_used"],
         "sft": [
             "test_damage_to_any_file_is_found_and_the_older_checkpoint_used",
-            "test_a_flipped_bit_in_the_weights_costs_two_steps_and_no_bit",
+            "test_a_damaged_part_of_the_state_costs_two_steps_and_no_bit",
         ],
         "reward": ["test_damage_to_any_file_of_a_reward_checkpoint_is_found"],
     },

@@ -130,11 +130,23 @@ def test_it_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert sides == [OURS, THEIRS] * 3
 
 
-@pytest.mark.slow
-def test_the_quick_run_writes_its_section(tmp_path: Path) -> None:
-    markdown = tmp_path / "benchmarks.md"
-    arguments = ["--quick", "--parts", "accuracy", "--results", str(tmp_path / "results")]
-    assert bench_reward.main([*arguments, "--markdown", str(markdown)]) == 0
+def test_a_quick_run_writes_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured in this process: a process for each measurement costs its imports and nothing else."""
+
+    def here(measurement: plan.Measurement, python: str, model: Path, results: Path) -> None:
+        assert python == sys.executable
+        side = {OURS: reward_ours, THEIRS: reward_theirs}[measurement.side]
+        plan.save(measurement.case, results / f"case-{measurement.file}")
+        plan.save(side.measure(measurement.case, model), results / measurement.file)
+
+    monkeypatch.setattr(plan, "run_one", here)
+    threads, markdown = torch.get_num_threads(), tmp_path / "benchmarks.md"
+    arguments = ["--quick", "--results", str(tmp_path / "results"), "--markdown", str(markdown)]
+    try:
+        assert bench_reward.main(arguments) == 0
+    finally:
+        torch.set_num_threads(threads)
     text = markdown.read_text()
     assert text.startswith("# Benchmarks\n\n## The reward model: tiny on a CPU\n")
+    assert "| top half | top half |" in text
     assert "Held-out accuracy on a planted preference (12 pairs" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -116,27 +117,26 @@ def test_damage_to_any_file_is_found_and_the_older_checkpoint_used(stopped_run: 
         assert newest_valid(newer.parent, warn=pytest.fail) == newer
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_missing_part_of_the_state_costs_two_steps_and_no_bit(
-    stopped_run: Path, whole_run: Path, sft_options: Options, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    (checkpoints(stopped_run / "checkpoints")[-1] / name).unlink()
-    tune(stopped_run, settings(sft_options), resume=True)
-    assert f"step-00000006: {name} is missing" in capsys.readouterr().out
-    assert weights_of(stopped_run) == weights_of(whole_run)
-    assert (stopped_run / "metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
-
-
-def test_a_flipped_bit_in_the_weights_costs_two_steps_and_no_bit(
-    stopped_run: Path, whole_run: Path, sft_options: Options, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = checkpoints(stopped_run / "checkpoints")[-1] / "adapter_model.safetensors"
+def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
-    tune(stopped_run, settings(sft_options), resume=True)
-    assert "adapter_model.safetensors: does not match its checksum" in capsys.readouterr().out
-    assert weights_of(stopped_run) == weights_of(whole_run)
+
+
+def test_a_damaged_part_of_the_state_costs_two_steps_and_no_bit(
+    stopped_run: Path, whole_run: Path, sft_options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = {name: (Path.unlink, "is missing") for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")}
+    cases["adapter_model.safetensors"] = (flip, "does not match its checksum")
+    for name, (damage, said) in cases.items():
+        out = stopped_run.with_name(f"stopped-{name}")
+        shutil.copytree(stopped_run, out)
+        damage(checkpoints(out / "checkpoints")[-1] / name)
+        capsys.readouterr()
+        tune(out, settings(sft_options), resume=True)
+        assert re.search(f"step-00000006.*{name}:? {said}", capsys.readouterr().out), name
+        assert weights_of(out) == weights_of(whole_run), name
+        assert (out / "metrics.jsonl").read_text() == (whole_run / "metrics.jsonl").read_text()
 
 
 def test_an_incomplete_checkpoint_with_the_highest_number_is_ignored(
