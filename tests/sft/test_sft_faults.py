@@ -126,7 +126,7 @@ def flip(path: Path) -> None:
 def test_a_damaged_part_of_the_state_costs_two_steps_and_no_bit(
     stopped_run: Path, whole_run: Path, sft_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = {name: (Path.unlink, "is missing") for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")}
+    cases = dict.fromkeys(("optimizer.pt", "scheduler.pt", "rng_state.pth"), (Path.unlink, "is missing"))
     cases["adapter_model.safetensors"] = (flip, "does not match its checksum")
     for name, (damage, said) in cases.items():
         out = stopped_run.with_name(f"stopped-{name}")
@@ -186,11 +186,12 @@ def test_a_kill_while_the_model_is_written_leaves_no_half_of_it(
 def test_sigterm_ends_the_command_with_143_and_without_a_model(
     tmp_path: Path, sft_options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, out = settings(sft_options), tmp_path / "one"
+    config, out = SFTConfig(**sft_options(eval_steps=3)), tmp_path / "one"
     (tmp_path / "sft.yaml").write_text(json.dumps(config.model_dump(mode="json")))
     command = ["sft", "--workspace", str(tmp_path), "--config", str(tmp_path / "sft.yaml"), "--out", str(out)]
     with monkeypatch.context() as patch:
-        at_step(patch, 4, ask_to_stop)  # after the step's own look for signals: the next one stops
+        # After the step's own look for signals: the next step stops, which is none that is validated.
+        at_step(patch, 4, ask_to_stop)
         assert cli.main(command) == 143
     assert "stopped by SIGTERM; continue with --resume" in capsys.readouterr().err
     assert not is_finished(out)
