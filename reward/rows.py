@@ -6,14 +6,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from rlhf.core.records import Message, Record, content_id
+from rlhf.core.records import Message, Record, as_turns, with_prompt_ids
 
 Turns = tuple[Message, ...]
-
-
-def as_turns(value: Any, role: str) -> Any:
-    """A text as one turn of `role`; anything else is left to the record's checks."""
-    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
 class RatedRow(Record):
@@ -33,17 +28,13 @@ class RatedRow(Record):
         if not isinstance(row, dict):
             return row
         row = dict(row)
-        row["prompt"] = as_turns(row.get("prompt"), "user")
+        if "prompt" in row:
+            row["prompt"] = as_turns(row["prompt"], "user")
         if "completion" in row:
             row["completion"] = as_turns(row["completion"], "assistant")
         if isinstance(row.get("completions"), list):
             row["completions"] = [as_turns(one, "assistant") for one in row["completions"]]
-        if not row.get("prompt_id") and isinstance(row["prompt"], list | tuple):
-            turns = [m.model_dump() if isinstance(m, Message) else m for m in row["prompt"]]
-            row["prompt_id"] = content_id("p", turns, None)
-        if not row.get("group_id"):
-            row["group_id"] = row.get("prompt_id", "")
-        return row
+        return with_prompt_ids(row)
 
 
 class ThumbRow(RatedRow):

@@ -166,6 +166,21 @@ class Judgement(Record):
         return self
 
 
+def as_turns(value: Any, role: str) -> Any:
+    """A text as one turn of `role`; anything else is left to a record's checks."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def with_prompt_ids(row: dict[str, Any]) -> dict[str, Any]:
+    """The row of a rating with a `prompt_id` made from its prompt, and that as `group_id`, where it has none."""
+    if not row.get("prompt_id") and isinstance(row.get("prompt"), list | tuple):
+        messages = [m.model_dump() if isinstance(m, Message) else m for m in row["prompt"]]
+        row["prompt_id"] = content_id("p", messages, None)
+    if not row.get("group_id"):
+        row["group_id"] = row.get("prompt_id", "")
+    return row
+
+
 class Preference(Record):
     """One comparison as a stage trains on it. In a tie `chosen` and `rejected` are in canonical order.
 
@@ -199,14 +214,9 @@ class Preference(Record):
             return row
         row = dict(row)
         for key, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
-            if isinstance(row.get(key), str):
-                row[key] = [{"role": role, "content": row[key]}]
-        if not row.get("prompt_id") and isinstance(row.get("prompt"), list | tuple):
-            messages = [m.model_dump() if isinstance(m, Message) else m for m in row["prompt"]]
-            row["prompt_id"] = content_id("p", messages, None)
-        if not row.get("group_id"):
-            row["group_id"] = row.get("prompt_id", "")
-        return row
+            if key in row:
+                row[key] = as_turns(row[key], role)
+        return with_prompt_ids(row)
 
     @model_validator(mode="after")
     def _is_a_comparison(self) -> Preference:
