@@ -35,7 +35,7 @@ from rlhf.core.adapters import save_reward
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import ConfigError, DataError, Stopped
-from rlhf.core.files import write_jsonl
+from rlhf.core.files import atomic_folder, clear_folders, write_jsonl
 from rlhf.core.guards import SignalGuard
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress
@@ -260,9 +260,17 @@ def finish(trainer: RewardTrainer, data: RewardData, raters: RaterReport, record
 
 
 def save(trainer: RewardTrainer, scale: RewardScale, out: Path) -> Path:
-    """The adapter directory (one inside it for each further adapter), or the model directory. Returns it."""
+    """The adapter directory (one inside it for each further adapter), or the model directory, there as a whole or not
+    at all. Returns it."""
+    name = "model" if trainer.config.method == "full" else "adapter"
+    clear_folders(out, name)
+    with atomic_folder(out / name) as folder:
+        _fill(folder, trainer, scale)
+    return out / name
+
+
+def _fill(folder: Path, trainer: RewardTrainer, scale: RewardScale) -> None:
     backbone, heads = trainer.sequences.backbone, trainer.heads
-    folder = out / ("model" if trainer.config.method == "full" else "adapter")
     for number, role in enumerate(trainer.roles):
         assert role.head is not None
         single = replace(role, head=heads.score_head(role.head))
@@ -277,7 +285,6 @@ def save(trainer: RewardTrainer, scale: RewardScale, out: Path) -> Path:
     head = trainer.roles[0].head
     if heads.num_outputs > 1 and head is not None:
         save_file({"heads": head.weight.detach().cpu().contiguous()}, folder / HEADS_FILE)
-    return folder
 
 
 def summary(test: dict[str, Any]) -> str:

@@ -153,15 +153,19 @@ class RewardTrainer:
     @torch.no_grad()
     def outputs(self, rows: Sequence[int], check: Callable[[], None] = lambda: None) -> Tensor:
         """[roles, len(rows), C] outputs of all heads for these rows, in fp32 on the CPU."""
-        found = torch.zeros(len(self.roles), len(rows), self.heads.num_outputs)
         lengths = [self.sequences.lengths[row] for row in rows]
-        for places in token_budget_batches(lengths, self.budget.tokens):
-            check()
-            states = self.sequences.batch([rows[place] for place in places])
-            for number, role in enumerate(self.roles):
-                hidden = self.sequences.last_hidden(role.name, states).float()
-                found[number, places] = _head(role)(hidden).cpu()
-        return found
+
+        def work(max_tokens: int) -> Tensor:
+            found = torch.zeros(len(self.roles), len(rows), self.heads.num_outputs)
+            for places in token_budget_batches(lengths, max_tokens):
+                check()
+                states = self.sequences.batch([rows[place] for place in places])
+                for number, role in enumerate(self.roles):
+                    hidden = self.sequences.last_hidden(role.name, states).float()
+                    found[number, places] = _head(role)(hidden).cpu()
+            return found
+
+        return self.budget.fit(work, lengths)
 
     def scores(self, outputs: Tensor) -> np.ndarray:
         """[len(rows)] the score that will be saved, from `outputs`."""

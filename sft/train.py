@@ -29,7 +29,7 @@ from rlhf.core.backbone import Backbone, Role, resolve_device, right_padded
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import newest_valid
 from rlhf.core.errors import ConfigError
-from rlhf.core.files import atomic_folder
+from rlhf.core.files import atomic_folder, clear_folders
 from rlhf.core.guards import SignalGuard, require_finite_parameters
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.logprobs import token_logprobs
@@ -189,10 +189,7 @@ def mean_loss(backbone: Backbone, role: Role, examples: Sequence[Example], max_t
 
 def save_results(backbone: Backbone, role: Role, out: Path) -> None:
     """OUT/adapter and OUT/model, each there as a whole or not at all."""
-    for leftover in out.glob(".*.building-[0-9]*"):  # of a process that was killed here
-        shutil.rmtree(leftover)
-    for name in ("adapter", "model"):
-        shutil.rmtree(out / name, ignore_errors=True)  # of one that was killed later
+    clear_folders(out, "adapter", "model")
     with atomic_folder(out / "adapter") as folder:
         save_policy(role, folder, backbone)
     with atomic_folder(out / "model") as folder:

@@ -406,6 +406,13 @@ def atomic_folder(out: Path, mode: int = 0o777) -> Iterator[Path]:
         raise
 
 
+def clear_folders(out: Path, *names: str) -> None:
+    """Make room for these folders of `out`: remove what processes that were killed left of them, complete or not."""
+    for name in names:
+        for leftover in (out / name, *out.glob(f".{name}.building-[0-9]*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

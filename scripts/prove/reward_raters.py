@@ -10,6 +10,7 @@ that is better by the true rubric with a probability that is known (and otherwis
                 beside others; what 500 are enough for is printed too
     careless    six raters, two of them at chance: `rlhf reward --rater-weights dawid-skene` against the same without
                 weights; the gain in accuracy must lie above 0 (interval over all held-out prompts of all seeds)
+    hasty       the same with two raters who choose the longer reply without reading either
     flipping    five raters of 0.8, one of whom turns every label round: accuracy must fall by less than 2 points
                 against the same five without it
 
@@ -52,6 +53,8 @@ STEPS = {"a": 0.95, "b": 0.9, "c": 0.85, "d": 0.8, "e": 0.75, "f": 0.7, "coin": 
 # answers of a pair beyond the first -> pairs, so that each rater has about 2,000 answers beside others
 OVERLAPS = {0.1: 64_000, 0.5: 14_000, 1.0: 7_000, 2.0: 4_700}
 CARELESS = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8, "coin 1": 0.5, "coin 2": 0.5}
+LONGER = "longer"
+HASTY: dict[str, float | str] = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8, "hasty 1": LONGER, "hasty 2": LONGER}
 HONEST = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8, "e": 0.8}
 FLIPPING = {**HONEST, "e": 0.2}
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST, OVERLAP = 600, 150, 1000, 2
@@ -84,13 +87,15 @@ def couples(seed: int, num: int) -> list[Couple]:
 
 
 def ratings(
-    couple: Couple, group: str, skills: Mapping[str, float], rng: random.Random
+    couple: Couple, group: str, skills: Mapping[str, float | str], rng: random.Random
 ) -> list[dict[str, Any]]:
-    """What OVERLAP of the raters say about two replies."""
+    """What OVERLAP of the raters say about two replies: the better one with the probability of their skill."""
     rows = []
     for name in rng.sample(sorted(skills), OVERLAP):
         sides = (couple.better, couple.worse)
-        chosen, rejected = sides if rng.random() < skills[name] else sides[::-1]
+        skill, chance = skills[name], rng.random()
+        right = len(couple.better) >= len(couple.worse) if isinstance(skill, str) else chance < skill
+        chosen, rejected = sides if right else sides[::-1]
         rows.append(
             {
                 "prompt": couple.prompt,
@@ -153,7 +158,7 @@ class Bench:
             "test": found[-NUM_TEST:],
         }
 
-    def right(self, name: str, skills: Mapping[str, float], method: str) -> np.ndarray:
+    def right(self, name: str, skills: Mapping[str, float | str], method: str) -> np.ndarray:
         """[NUM_TEST] 1 where the trained model gives the truly better reply the higher score."""
         folder = self.launch.workspace / "raters" / f"{name}-{self.seed}"
         rng = random.Random(f"said:{self.seed}")
@@ -226,7 +231,9 @@ def main(argv: list[str]) -> int:
         for stage in demo.unfinished():
             if stage.name in ("world", "base", "sft"):
                 demo.do(stage)
-        cases = (
+        cases: tuple[tuple[str, Mapping[str, float | str], str], ...] = (
+            ("hasty", HASTY, "none"),
+            ("hasty", HASTY, "dawid-skene"),
             ("careless", CARELESS, "none"),
             ("careless", CARELESS, "dawid-skene"),
             ("honest", HONEST, "none"),
@@ -239,6 +246,9 @@ def main(argv: list[str]) -> int:
             for name, skills, method in cases:
                 found[name, method].append(bench.right(name, skills, method))
     weighed = "dawid-skene"
+    _, low = compare("a third hasty, weighted against not", found["hasty", weighed], found["hasty", "none"])
+    if low <= 0:
+        failures.append("hasty")
     _, low = compare(
         "a third careless, weighted against not", found["careless", weighed], found["careless", "none"]
     )
