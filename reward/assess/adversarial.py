@@ -145,8 +145,11 @@ def spoil(probes: Sequence[Probe], pool: TextPool, seed: int) -> list[Spoiled]:
 
 def withstood(scores: np.ndarray, spoiled: Sequence[Spoiled], unit: float, seed: int) -> dict[str, Any]:
     """How often the original scores higher than its spoiled copy (equal scores count half), over all copies and per
-    kind, with intervals over prompts; margins are in units of the scores' deviation `unit`."""
-    result: dict[str, Any] = {"num_copies": len(spoiled), "kinds": []}
+    kind, with intervals over prompts; margins are in units of the scores' deviation `unit`. missing: kinds
+    of which no copy could be made or none fits the context."""
+    made = {copy.kind for copy in spoiled}
+    missing = [kind for kind in SPOILERS if kind not in made]
+    result: dict[str, Any] = {"num_copies": len(spoiled), "missing": missing, "kinds": []}
     margins = np.array([scores[copy.probe.pair.chosen] - scores[copy.row] for copy in spoiled]) / unit
     correct = (margins > 0) + 0.5 * (margins == 0)
 

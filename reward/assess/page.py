@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reward.assess import words
-from reward.assess.slices import MIN_PAIRS
+from reward.assess.slices import MIN_PAIRS, MIN_PROMPTS
 from rlhf.core import html, plots
 
 MAX_SLICES_SHOWN = 40
@@ -133,8 +133,8 @@ def _slices(result: Result) -> str:
         for row in found
     ]
     caption = (
-        f"The dashed line and the grey band are all comparisons. Slices of fewer than {MIN_PAIRS} are shown together "
-        "and faint. Of twenty slices one lies outside by chance."
+        f"Dashed line and grey band: all comparisons. Slices of fewer than {MIN_PAIRS} comparisons are shown "
+        f"together; they, and slices of fewer than {MIN_PROMPTS} prompts, are faint. One of twenty lies outside by chance."
     )
     alt = "; ".join(f"{row['name']} {_triple(row)}" for row in shown)
     return (

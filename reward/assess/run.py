@@ -165,7 +165,7 @@ def notes(found: Gathered, examined: Examined, snapshot: Path | None, trained_on
     if heldout is not None and snapshot is not None:
         if heldout.num_too_long:
             said.append(
-                f"{heldout.num_too_long} answers of the snapshot were left out because a text is too long."
+                f"{heldout.num_too_long} answers of the snapshot (all splits) were left out as too long."
             )
         parent = None if examined.manifest is None else examined.manifest.snapshot
         if parent is None:

@@ -146,6 +146,9 @@ def adversarial_words(result: Mapping[str, Any]) -> str:
         f"Of {figures['num_copies']} copies that are worse by construction, "
         f"{percent(figures, 'accuracy')} score below their original."
     )
+    if figures["missing"]:
+        kinds = ", ".join(figures["missing"]).replace("_", " ")
+        text += f" Kinds of which no copy could be made or fits the model's context: {kinds}."
     if weak:
         names = [
             f"{row['what'][0].lower()}{row['what'][1:]} ({100 * row['accuracy']:.0f} %)" for row in weak[:3]

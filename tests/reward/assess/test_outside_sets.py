@@ -27,7 +27,7 @@ def assistant(text: str) -> dict[str, str]:
 
 
 def test_every_form_of_a_row_is_the_same_comparison(tmp_path: Path, pool: Any) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "p", "chosen": "a", "rejected": "b", "subset": "s", "id": 7, "extra": [1]},
         {"prompt": [user("p")], "chosen": [assistant("a")], "rejected": ["b"]},
         {"prompt": "p", "chosen": ["a"], "rejected": [[assistant("b")]]},
@@ -92,7 +92,7 @@ def test_rows_that_are_too_long_are_counted_and_named(tmp_path: Path, pool: Any)
 
 
 def test_accuracy_per_subset_and_their_mean(tmp_path: Path, pool: Any) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": "p1", "chosen": "3", "rejected": "1", "subset": "easy"},
         {"prompt": "p2", "chosen": "1", "rejected": "3", "subset": "easy"},
         {"prompt": "p3", "chosen": "2", "rejected": "2.0", "subset": "easy"},  # equal scores

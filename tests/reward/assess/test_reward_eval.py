@@ -113,7 +113,9 @@ def test_the_whole_report(
     assert metrics["set_bench"] > 0.6
     assert {"length", "annotator"} <= {row["kind"] for row in result["slices"]}
     kinds = {row["kind"] for row in result["adversarial"]["kinds"]}
-    assert {"empty", "praised", "other_prompt", "garbage"} <= kinds
+    assert {"empty", "other_prompt", "garbage", "capitals"} <= kinds
+    assert "praised" in result["adversarial"]["missing"]  # too long for the tiny context
+    assert kinds.isdisjoint(result["adversarial"]["missing"])
     assert {row["kind"] for row in result["bias"]} == {"gender", "origin", "religion", "age"}
     assert metrics["bias_gap"] == max(
         metrics[f"bias_gap_{kind}"] for kind in ("gender", "origin", "religion", "age")
