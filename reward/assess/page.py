@@ -134,7 +134,7 @@ def _slices(result: Result) -> str:
     ]
     caption = (
         f"Dashed line and grey band: all comparisons. Slices of fewer than {MIN_PAIRS} comparisons are shown "
-        f"together; they, and those of fewer than {MIN_PROMPTS} prompts, are faint. One of twenty lies outside by chance."
+        f"together; they, and those of fewer than {MIN_PROMPTS} prompts, are faint. One in twenty is outside by chance."
     )
     alt = "; ".join(f"{row['name']} {_triple(row)}" for row in shown)
     return (
