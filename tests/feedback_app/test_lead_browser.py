@@ -173,7 +173,10 @@ def test_a_lead_sees_what_a_reward_model_doubts(enter, server, world, fill, tmp_
     assert page.inner_text("#ld-disputes") == "1"
     assert page.locator(".ld-answer").count() == 2
     (hint,) = page.locator(".ld-doubt").all()
-    assert hint.inner_text().strip() == "the reward model runs/<b>reward</b>@0c1d2e3f4a gives this answer 4\u00a0%"
+    assert (
+        hint.inner_text().strip()
+        == "the reward model runs/<b>reward</b>@0c1d2e3f4a gives this answer 4\u00a0%"
+    )
     assert "clearly better" in page.locator(".ld-answer:has(.ld-doubt)").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.screenshot(path=tmp_path / "doubt.png", full_page=True)
