@@ -1,6 +1,6 @@
 """Does the reward model find a score that is known, from comparisons that follow it only by chance?
 
-    python scripts/prove/reward_recovery.py [--truth manner rubric teacher] [--seeds 0 1 2] [--workspace DIR]
+    python scripts/prove/reward_recovery.py [--truth teacher manner rubric] [--seeds 0 1 2] [--workspace DIR]
 
 The embedded world's supervised model writes two replies to each prompt. Their true score has standard deviation 1, and
 who wins is drawn from the Bradley-Terry model: P(a beats b) = sigmoid(score_a - score_b). `rlhf reward` is trained on
@@ -9,11 +9,12 @@ prompts that it has not seen: correlation of the learned score with the true one
 its probabilities on sampled outcomes (target 0.05).
 
 What the true score is:
+    teacher   a linear reading of the supervised model's own hidden state at the last token, with random weights: a score
+              that the reward model can express, so that what is measured is what the comparisons' noise costs
     manner    read off the reply alone: kind words, length, numbers, exclamation marks
     rubric    the rubric of the world, which also asks whether the reply fits the customer's problem
-    teacher   a linear reading of the supervised model's own hidden state at the last token, with random weights
-Targets hold for `manner`, the others show what is harder. Ends with 1 when a target is missed. About ten minutes for
-the world and three a run on one core.
+Targets hold for `teacher`; with the other two the model's size decides beside the noise. Ends with 1 when a target is
+missed. About four minutes for the world and three a run on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from rlhf.demo.config import DemoConfig
 from rlhf.demo.run import Demo
 
 NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 5000, 500, 1000
-TRUTHS = ("manner", "rubric", "teacher")
+TRUTHS = ("teacher", "manner", "rubric")
 MIN_CORRELATION, MAX_ECE = 0.95, 0.05
 KIND = ("thank", "sorry", "please", "glad", "happy", "kind", "welcome", "hope")
 
@@ -136,14 +137,14 @@ def one_run(truth: str, seed: int, launch: Launch, options: argparse.Namespace) 
                 {"prompt": prompts[i].text, "chosen": chosen, "rejected": rejected, "group_id": f"p{i}"}
             )
         write_jsonl(folder / f"{split}.jsonl", rows)
-    out = folder / "run"
+    out = folder.with_name(f"{folder.name}-run")
     config = RewardConfig(
         backbone=path,
         snapshot=str(folder),
         num_epochs=options.epochs,
         near_duplicates=0.0,  # every prompt is one of its own here, though many are alike
-        lora=LoraSettings(r=16, alpha=32, adapter_layers=options.layers, dropout=0.05),
-        optim=OptimSettings(lr=options.lr, schedule="cosine", warmup_steps=10, weight_decay=0.01),
+        lora=LoraSettings(r=16, alpha=32, adapter_layers=options.layers, dropout=0.1),
+        optim=OptimSettings(lr=options.lr, schedule="cosine", warmup_steps=10, weight_decay=0.1),
         model=ModelSettings(device="cpu"),
         seed=seed,
     )
@@ -172,9 +173,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--workspace", type=Path, help="kept, and the world in it used again; default temporary"
     )
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--layers", type=float, default=1.0, help="share of the layers with adapters")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--layers", type=float, default=0.5, help="share of the layers with adapters")
     options = parser.parse_args(argv)
     missed = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -184,7 +185,7 @@ def main(argv: list[str]) -> int:
             for seed in options.seeds:
                 r = one_run(truth, seed, launch, options)
                 met = r["correlation"] >= MIN_CORRELATION and r["ece"] <= MAX_ECE
-                missed += truth == "manner" and not met
+                missed += truth == "teacher" and not met
                 print(
                     f"{truth:8s} {seed:4d}  {r['correlation']:11.3f}  {r['ece']:.3f}  {r['accuracy']:8.3f}"
                     f"  {r['possible']:17.3f}  {r['best_epoch']:10.0f}  {'' if met else 'misses the targets'}",
