@@ -9,8 +9,8 @@ prompts that it has not seen: correlation of the learned score with the true one
 its probabilities on sampled outcomes (target 0.05).
 
 What the true score is:
-    teacher   a linear reading of the supervised model's own hidden state at the last token, with random weights: a score
-              that the reward model can express, so that what is measured is what the comparisons' noise costs
+    teacher   a linear reading of the supervised model's own hidden state at the last token, with random weights: a
+              score that the reward model can express, so that what is measured is what the comparisons' noise costs
     manner    read off the reply alone: kind words, length, numbers, exclamation marks
     rubric    the rubric of the world, which also asks whether the reply fits the customer's problem
 Targets hold for `teacher`; with the other two the model's size decides beside the noise. Ends with 1 when a target is
