@@ -38,11 +38,11 @@ def run_picture(folder: Path, best_epoch: int) -> bytes:
         ),
         Panel(
             "Validation accuracy",
-            "share of decided comparisons",
+            "share of comparisons",
             [curve("validation_accuracy", "accuracy", PALETTE[2])],
             levels=[("chance", 0.5, PALETTE[4])],
         ),
         Panel("Gradient norm", "before clipping", [curve("grad_norm", "norm", PALETTE[3])]),
     ]
     subtitle = f"{len(rows)} epochs; the best one, epoch {best_epoch}, was kept (dashed line)"
-    return panel_grid(panels, f"Reward model {folder.name}", subtitle, "epoch", mark=best_epoch)
+    return panel_grid(panels, f"Reward run {folder.name}", subtitle, "epoch", mark=best_epoch)
