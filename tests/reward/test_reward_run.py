@@ -346,7 +346,9 @@ def test_scores_of_a_file(trained: Path) -> None:
 def test_score_names_what_is_wrong(trained: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     write_rows(bad, [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "x" * 400}])
-    with pytest.raises(DataError, match=r"bad\.jsonl:2: prompt and completion have 403 tokens; .* context is 128"):
+    with pytest.raises(
+        DataError, match=r"bad\.jsonl:2: prompt and completion have 403 tokens; .* context is 128"
+    ):
         score(trained, tmp_path / "out.jsonl", file=str(bad))
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(DataError, match="nothing: no such file"):
