@@ -35,7 +35,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(PYTHON) -m mypy
 
 test: $(STAMP)  ## all tests but the long proofs (at most 10 minutes)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
 
 demo: $(STAMP)  ## the whole loop in the embedded world; writes demo/report.html (at most 8 minutes)
 	OMP_NUM_THREADS=1 $(PYTHON) -m rlhf.cli demo --workspace demo
