@@ -138,9 +138,12 @@ def _install_chromium() -> str | None:
     return shutil.which("chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless Chromium; skipped by name where there is none (in CI a skip counts as a failure)."""
+    """A headless Chromium; skipped by name where there is none (in CI a skip counts as a failure).
+
+    For one file at a time: while its driver runs, the thread has an event loop, and `asyncio.run` refuses to make one.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     path = path or _install_chromium()
