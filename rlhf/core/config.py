@@ -147,6 +147,7 @@ def _check_keys(
 
 def _parse_options(cls: type[Settings], argv: list[str], prog: str) -> dict[str, Any]:
     _check_option_names(cls, argv, prog)
+    argv = _gathered(cls, argv)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -176,6 +177,36 @@ def _check_option_names(cls: type[Settings], argv: list[str], prog: str) -> None
             raise ConfigError(
                 f"{prog}: unknown option '{argument.split('=', 1)[0]}'{nearest(name, sorted(known))}"
             )
+
+
+def _gathered(cls: type[Settings], argv: list[str]) -> list[str]:
+    """`--set a --set b` as `--set a b`: of an option of several values that is given twice tyro keeps the last only."""
+    several = {_option(key) for key, field in known_keys(cls).items() if _takes_several(field.annotation)}
+    values: dict[str, list[str]] = {}
+    rest: list[str] = []
+    current: list[str] = rest
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        name = name.replace("_", "-")
+        if name in several:
+            current = values.setdefault(name, [])
+            current += [value] if equals else []
+        elif re.match(r"--[A-Za-z]", argument):
+            current = rest
+            rest.append(argument)
+        else:
+            current.append(argument)
+    return rest + [part for name, texts in values.items() for part in (name, *texts)]
+
+
+def _takes_several(annotation: Any) -> bool:
+    if _is_json(annotation):
+        return False
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return any(map(_takes_several, typing.get_args(annotation)))
+    return typing.get_origin(annotation) is list or (
+        typing.get_origin(annotation) is tuple and Ellipsis in typing.get_args(annotation)
+    )
 
 
 def _option(key: Key) -> str:

@@ -52,6 +52,20 @@ def load(argv: list[str], yaml: str | None = None, tmp_path: Path | None = None)
     return load_settings(Stage, file, argv, "rlhf stage")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--names", "x", "--batch", "16", "--names", "y", "z"],
+        ["--names=x", "--names", "y", "z", "--batch=16"],
+        ["--names", "x", "y", "z", "--batch", "16"],
+    ],
+)
+def test_an_option_of_several_values_may_be_given_several_times(options: list[str]) -> None:
+    found = load(["--model", "m", *options])
+    assert (found.names, found.batch, found.model) == (("x", "y", "z"), 16, "m")
+    assert load(["--model", "m", "--layers", "1", "--layers", "-2", "--target", "q"]).layers == [1, -2]
+
+
 def test_options_override_yaml_overrides_defaults(tmp_path: Path) -> None:
     found = load(
         ["--optim.lr", "1e-5"], "model: m\nbatch: 16\noptim:\n  lr: 1e-3\n  nesterov: true\n", tmp_path
