@@ -14,6 +14,7 @@ import numpy as np
 
 from reward.calibrate import calibration_error, symmetric_probabilities
 from reward.data import Pair, without_ties
+from rlhf.core.figures import flat
 from rlhf.core.stats import Interval, bootstrap_mean, calibration_bins
 
 
@@ -88,12 +89,6 @@ def rater_agreement(pairs: Sequence[Pair], seed: int) -> Interval | None:
                 values.append(float(one.chosen == other.chosen))
                 owners.append(cast[0].group_id)
     return bootstrap_mean(values, groups=owners, seed=seed) if values else None
-
-
-def flat(name: str, interval: Interval | None) -> dict[str, float | None]:
-    """{name, name_low, name_high} of an interval; all None where nothing was measured."""
-    values = (None, None, None) if interval is None else interval[:3]
-    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def report(scores: np.ndarray, pairs: Sequence[Pair], temperature: float, seed: int) -> dict[str, object]:

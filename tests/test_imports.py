@@ -18,6 +18,7 @@ TORCH_FREE_CORE = {
     for name in (
         *("callables", "config", "errors", "files", "html", "inputs", "metrics", "near_duplicates", "tables"),
         *("plots", "records", "reliability", "run", "settings", "splits", "stats", "turns", "validation"),
+        *("figures", "grounding", "terms"),
     )
 }
 HEAVY = frozenset({"torch", "transformers", "trl", "peft", "accelerate", "datasets"})
@@ -34,6 +35,9 @@ MAY_IMPORT = {
     "rlhf.ppo": {"rlhf.core (torch-free)", "rlhf.core", "reward"},
     "rlhf.loop": {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo", "feedback_app"},
 }
+MAY_IMPORT["rlhf.doctor"] = {"rlhf.core (torch-free)", "feedback_app"}
+MAY_IMPORT["rlhf.plan"] = {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo"}
+MAY_IMPORT["rlhf.after"] = {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo"}
 MAY_IMPORT["rlhf.demo"] = {*MAY_IMPORT["rlhf.loop"], "rlhf.loop"}
 MAY_IMPORT["rlhf.cli"] = {*MAY_IMPORT["rlhf.demo"], "rlhf.demo"}
 

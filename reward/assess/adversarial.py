@@ -14,7 +14,7 @@ import numpy as np
 
 from reward.assess.heldout import Probe
 from reward.assess.pool import TextPool
-from reward.evaluate import flat
+from rlhf.core.figures import flat
 from rlhf.core.stats import Interval, bootstrap_mean
 
 PRAISE = (

@@ -15,10 +15,10 @@ import numpy as np
 from reward.assess.heldout import Probe
 from reward.assess.pool import TextPool
 from reward.assess.slices import MIN_PAIRS, MIN_PROMPTS
-from reward.assess.terms import Swapper, Terms, fill
-from reward.evaluate import flat
+from rlhf.core.figures import flat
 from rlhf.core.records import Message
 from rlhf.core.stats import bootstrap_mean
+from rlhf.core.terms import Swapper, Terms, fill
 
 TEMPLATES, TEXTS = "templates", "held-out texts"
 

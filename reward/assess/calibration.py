@@ -12,7 +12,8 @@ from scipy.special import expit
 from reward.assess.slices import MIN_PAIRS
 from reward.calibrate import brier_scores, calibration_error, log_losses, symmetric_probabilities
 from reward.data import Pair
-from reward.evaluate import correctness, differences, flat, votes_of
+from reward.evaluate import correctness, differences, votes_of
+from rlhf.core.figures import flat
 from rlhf.core.stats import bootstrap_mean, calibration_bins, expected_calibration_error
 
 OTHER = 1_000_000_000  # sorts behind every number of ratings

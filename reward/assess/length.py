@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from reward.data import Pair
-from reward.evaluate import differences, flat
+from reward.evaluate import differences
+from rlhf.core.figures import flat
 from rlhf.core.stats import MAX_RESAMPLE_CELLS, Interval, bootstrap_mean
 
 

@@ -18,17 +18,17 @@ from reward.assess.length import length_bias
 from reward.assess.outside import OutsideSet, set_figures
 from reward.assess.pool import TextPool
 from reward.assess.slices import slices, worst
-from reward.assess.terms import Terms
 from reward.evaluate import (
     attainable_accuracy,
     correctness,
     differences,
-    flat,
     majority_accuracy,
     rater_agreement,
 )
 from reward.score import RewardScale
+from rlhf.core.figures import flat
 from rlhf.core.stats import bootstrap_mean
+from rlhf.core.terms import Terms
 
 MIN_DEVIATION = 1e-6
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from reward.assess.pool import TextPool
-from reward.evaluate import flat
 from rlhf.core.errors import DataError
+from rlhf.core.figures import flat
 from rlhf.core.files import BadRow
 from rlhf.core.records import Message
 from rlhf.core.stats import bootstrap_mean

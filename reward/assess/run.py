@@ -16,7 +16,6 @@ from reward.assess.measure import Gathered, comparison_rows, gather, measure
 from reward.assess.outside import load_set
 from reward.assess.page import page
 from reward.assess.pool import TextPool
-from reward.assess.terms import load_terms
 from reward.assess.words import verdict
 from reward.config import RewardConfig
 from reward.foreign import Classifier, find_classifier, open_classifier
@@ -38,6 +37,7 @@ from rlhf.core.run import (
     is_finished,
     read_manifest,
 )
+from rlhf.core.terms import load_terms
 from rlhf.core.validation import problems
 
 REPORT = "reward_eval"

@@ -5,30 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf.core.figures import percent, span
+
 Metrics = Mapping[str, Any]
-
-
-def span(metrics: Metrics, name: str, digits: int = 3) -> str:
-    """'0.712 [0.650, 0.770]', or 'not measured'."""
-    value = metrics.get(name)
-    if value is None:
-        return "not measured"
-    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-    text = f"{value:.{digits}f}"
-    return text if low is None or high is None else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def percent(metrics: Metrics, name: str) -> str:
-    """'71.2 % (65.0 to 77.0)', or 'not measured'."""
-    value, low, high = (metrics.get(name + end) for end in ("", "_low", "_high"))
-    if value is None:
-        return "not measured"
-    text = f"{100 * value:.1f} %"
-    return (
-        text
-        if low is None or high is None or low == high
-        else f"{text} ({100 * low:.1f} to {100 * high:.1f})"
-    )
 
 
 def verdict(metrics: Metrics) -> str:

@@ -7,7 +7,7 @@ them would make every interval too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -52,17 +52,62 @@ def bootstrap_mean(
         member = np.array([index.setdefault(group, len(index)) for group in groups])
         sums_G, counts_G = np.bincount(member, weights=data), np.bincount(member) * 1.0
     num_groups = len(sums_G)
+    means = [
+        (times_RG @ sums_G) / (times_RG @ counts_G)
+        for times_RG in _resamples(num_groups, num_resamples, seed)
+    ]
+    low, high = _percentiles(means, level)
+    return Interval(float(data.mean()), low, high, len(data))
+
+
+def bootstrap_sums(
+    columns_NK: Sequence[Sequence[float]] | np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of what is computed from sums over items, such as perplexity or corpus BLEU.
+
+    columns_NK: K numbers of each of N items. statistic: maps sums [R, K] to R values; it must not fail on sums of
+    any choice of items. The mean of the result is the statistic of all items. One seed resamples the same groups
+    whatever the columns are, so a paired difference is one statistic over both systems' columns. Raises ValueError
+    for no items, non-finite values or lengths that differ.
+    """
+    data = np.asarray(columns_NK, dtype=np.float64)
+    if data.ndim != 2 or not len(data):
+        raise ValueError(f"expected a non-empty table of numbers; found shape {data.shape}")
+    if not np.isfinite(data).all():
+        raise ValueError("values hold NaN or Infinity")
+    sums_GK: np.ndarray = data
+    if groups is not None:
+        if len(groups) != len(data):
+            raise ValueError(f"{len(groups)} groups for {len(data)} items")
+        index: dict[Hashable, int] = {}
+        member = np.array([index.setdefault(group, len(index)) for group in groups])
+        sums_GK = np.zeros((len(index), data.shape[1]))
+        np.add.at(sums_GK, member, data)
+    found = [statistic(times_RG @ sums_GK) for times_RG in _resamples(len(sums_GK), num_resamples, seed)]
+    low, high = _percentiles(found, level)
+    return Interval(float(statistic(data.sum(axis=0, keepdims=True))[0]), low, high, len(data))
+
+
+def _resamples(num_groups: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """[R, G] how often each group is drawn in a resample, so many resamples at a time as memory allows."""
     rng = np.random.default_rng(seed)
-    means: list[np.ndarray] = []
     left = num_resamples
     while left > 0:
         size = min(left, max(1, MAX_RESAMPLE_CELLS // num_groups))
-        times_RG = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
-        means.append((times_RG @ sums_G) / (times_RG @ counts_G))
+        yield rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
         left -= size
+
+
+def _percentiles(pieces: Sequence[np.ndarray], level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return Interval(float(data.mean()), float(low), float(high), len(data))
+    low, high = np.quantile(np.concatenate(pieces), [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf.core.stats import (
     bootstrap_mean,
+    bootstrap_sums,
     calibration_bins,
     distinct_n,
     expected_calibration_error,
@@ -49,6 +50,30 @@ def test_bootstrap_agrees_with_the_normal_interval_for_many_values() -> None:
     assert found.mean == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_bootstrap_of_a_ratio_of_sums() -> None:
+    # Perplexity of 3 texts: (2 + 6 + 1) nats over (4 + 4 + 1) tokens is exp(1); each text weighs by its tokens.
+    found = bootstrap_sums(
+        [(2, 4), (6, 4), (1, 1)], lambda sums_RK: np.exp(sums_RK[:, 0] / sums_RK[:, 1]), num_resamples=500
+    )
+    assert found.mean == pytest.approx(math.e)
+    # one text drawn three times gives the ends: 2/4 and 6/4 nats a token
+    assert (found.low, found.high) == pytest.approx((math.exp(0.5), math.exp(1.5)))
+    assert found.n == 3
+
+
+def test_bootstrap_of_sums_draws_as_that_of_means_does() -> None:
+    values, groups = [0.0, 1.0, 3.0, 5.0, 2.0], ["a", "a", "b", "c", "c"]
+    sums = bootstrap_sums(
+        [(v, 1.0) for v in values], lambda s: s[:, 0] / s[:, 1], groups=groups, num_resamples=300, seed=2
+    )
+    assert sums == pytest.approx(bootstrap_mean(values, groups=groups, num_resamples=300, seed=2))
+    # the difference of a system to itself is no difference, however it is resampled
+    twins = bootstrap_sums([(v, v) for v in values], lambda s: s[:, 0] - s[:, 1], groups=groups)
+    assert twins == (0.0, 0.0, 0.0, 5)
+    with pytest.raises(ValueError, match="4 groups for 5 items"):
+        bootstrap_sums([(v,) for v in values], lambda s: s[:, 0], groups=["a"] * 4)
 
 
 def test_bootstrap_resamples_whole_groups() -> None:

@@ -15,13 +15,13 @@ from reward.score import RewardScale
 from rlhf.cli import main
 from rlhf.core.adapters import save_reward
 from rlhf.core.backbone import Backbone
+from rlhf.core.grounding import grounded_share
 from rlhf.core.metrics import read_metrics
 from rlhf.core.records import Prompt
 from rlhf.core.settings import LoraSettings, ModelSettings
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.prompts import EncodedPrompt, PromptStream
 from rlhf.ppo.rewards import RuleList, score_completions
-from rlhf.ppo.rewards.groundedness import grounded_share
 from rlhf.ppo.train import PPOTrainer
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.grounding import content_words, grounded_share
 from rlhf.core.records import Prompt
-from rlhf.ppo.rewards.groundedness import content_words, grounded_share, groundedness
+from rlhf.ppo.rewards.groundedness import groundedness
 from rlhf.ppo.rewards.rules import RuleList
 
 GUIDELINES = r"""

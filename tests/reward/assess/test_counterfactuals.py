@@ -12,9 +12,9 @@ import pytest
 
 from reward.assess.bias import TEMPLATES, TEXTS, from_templates, from_texts, gaps
 from reward.assess.heldout import Probe
-from reward.assess.terms import Swapper, Terms, TermSet, fill, load_terms
 from reward.data import Pair
 from rlhf.core.errors import ConfigError
+from rlhf.core.terms import Swapper, Terms, TermSet, fill, load_terms
 
 WORDS = TermSet(
     kind="gender",
