@@ -100,14 +100,21 @@ _HELD_BY = text(
     "JOIN snapshots s ON s.snapshot_id = m.snapshot_id WHERE a.annotator_id = :person "
     "GROUP BY s.snapshot_id, s.path, s.project_id, s.created_at ORDER BY s.created_at, s.snapshot_id"
 )
-_LEARNED_FROM = text(
+_LEARNED = (
     "WITH RECURSIVE learned (artifact_id) AS ("
     "SELECT f.artifact_id FROM artifacts f WHERE f.snapshot_id IN (SELECT m.snapshot_id "
     "FROM annotations a JOIN snapshot_members m ON m.annotation_id = a.annotation_id "
     "WHERE a.annotator_id = :person) "
     "UNION SELECT p.artifact_id FROM artifact_parents p JOIN learned l ON l.artifact_id = p.parent_id) "
-    "SELECT f.artifact_id, f.stage, f.path FROM artifacts f JOIN learned l ON l.artifact_id = f.artifact_id "
+)
+_LEARNED_FROM = text(
+    _LEARNED
+    + "SELECT f.artifact_id, f.stage, f.path FROM artifacts f JOIN learned l ON l.artifact_id = f.artifact_id "
     "ORDER BY f.created_at, f.artifact_id"
+)
+_MARK_LEARNED = text(
+    "UPDATE artifacts SET erasure_at = :now "
+    f"WHERE erasure_at IS NULL AND artifact_id IN ({_LEARNED} SELECT artifact_id FROM learned)"
 )
 
 
@@ -169,6 +176,7 @@ def _erase(connection: Connection, name: str, requested_by: str, reason: str) ->
     mine = update(skips).where(skips.c.annotator_id == person, skips.c.reason != "")
     num_texts += connection.execute(mine.values(reason="")).rowcount
     connection.execute(delete(progress).where(progress.c.annotator_id == person))
+    connection.execute(_MARK_LEARNED, {"person": person, "now": now})
     erasure = Erasure(
         annotator_id=person,
         num_answers=num_answers,

@@ -18,8 +18,8 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from rlhf.core.errors import BusyError, StoreError
 
-HEAD = "0002_gold_and_disputes"
-KNOWN_REVISIONS: tuple[str, ...] = ("0001_first_schema", "0002_gold_and_disputes")
+HEAD = "0003_rounds_of_retraining"
+KNOWN_REVISIONS: tuple[str, ...] = ("0001_first_schema", "0002_gold_and_disputes", HEAD)
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_TIMEOUT_S = 60.0
 POSTGRES_LOCK = 0x726C6866  # 'rlhf': one advisory lock for migrations

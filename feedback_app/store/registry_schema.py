@@ -7,7 +7,20 @@ their annotations through snapshots to the runs that learned from them.
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, Boolean, Column, Double, ForeignKey, Index, Integer, String, Table, Text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 from feedback_app.store.schema import METADATA
 
@@ -24,6 +37,8 @@ artifacts = Table(
     Column("simulated", Boolean, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("retired_at", Double),
+    # When somebody whose ratings it learned from asked for their deletion; it stays marked.
+    Column("erasure_at", Double),
 )
 
 artifact_parents = Table(
@@ -48,11 +63,23 @@ alias_moves = Table(
     Column("move_id", Integer, primary_key=True, autoincrement=True),
     Column("name", String(64), nullable=False),
     Column("from_artifact", ForeignKey("artifacts.artifact_id")),
-    Column("to_artifact", ForeignKey("artifacts.artifact_id"), nullable=False),
+    # None where the name was taken away and given to nothing.
+    Column("to_artifact", ForeignKey("artifacts.artifact_id")),
     Column("actor", String(128), nullable=False),
     Column("reason", Text, nullable=False),
     Column("moved_at", Double, nullable=False),
     Index("ix_alias_moves_name", "name", "moved_at"),
+)
+
+# Who may retrain. Each new leader counts the token up, and every step of a round checks it in its own transaction: a
+# leader that was thought dead and is not cannot write any more.
+leaders = Table(
+    "leaders",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("token", Integer, nullable=False),
+    Column("holder", String(128), nullable=False),
+    Column("taken_at", Double, nullable=False),
 )
 
 rounds = Table(
@@ -61,20 +88,33 @@ rounds = Table(
     Column("round_id", String(64), primary_key=True),
     Column("number", Integer, nullable=False, unique=True),
     Column("project_id", ForeignKey("projects.project_id"), nullable=False),
-    # started, snapshot, reward, ppo, evaluate, gates, promoted, refused, failed
+    # The last step that is done: see rlhf.loop.retrain.states.
     Column("state", String(16), nullable=False),
+    # Hash of (snapshot, backbone, champion, code, settings), known from the snapshot on: no work is done twice.
+    Column("work_key", String(64)),
     Column("config", JSON, nullable=False),
     Column("snapshot_id", ForeignKey("snapshots.snapshot_id")),
     Column("champion_id", ForeignKey("artifacts.artifact_id")),
     Column("reward_id", ForeignKey("artifacts.artifact_id")),
     Column("candidate_id", ForeignKey("artifacts.artifact_id")),
     Column("details", JSON, nullable=False, server_default="{}"),
+    # Why it was rejected.
     Column("error", Text),
     Column("holder", String(128)),
     Column("heartbeat_at", Double),
     Column("started_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Column("ended_at", Double),
+    Index("uq_rounds_work_key", "work_key", unique=True),
+)
+
+round_steps = Table(
+    "round_steps",
+    METADATA,
+    Column("round_id", ForeignKey("rounds.round_id"), primary_key=True),
+    Column("state", String(16), primary_key=True),
+    Column("token", Integer, nullable=False),
+    Column("done_at", Double, nullable=False),
 )
 
 gate_verdicts = Table(
@@ -82,11 +122,17 @@ gate_verdicts = Table(
     METADATA,
     Column("verdict_id", Integer, primary_key=True, autoincrement=True),
     Column("round_id", ForeignKey("rounds.round_id"), index=True),
-    Column("artifact_id", ForeignKey("artifacts.artifact_id"), nullable=False, index=True),
+    # None for what is asked before anything was trained.
+    Column("artifact_id", ForeignKey("artifacts.artifact_id"), index=True),
     Column("gate", String(64), nullable=False),
     Column("passed", Boolean, nullable=False),
+    Column("provisional", Boolean, nullable=False, server_default=text("false")),
     Column("value", Double),
+    Column("low", Double),
+    Column("high", Double),
     Column("threshold", Double),
     Column("reason", Text, nullable=False),
+    Column("details", JSON, nullable=False, server_default="{}"),
     Column("decided_at", Double, nullable=False),
+    UniqueConstraint("round_id", "gate", name="uq_gate_verdicts_round_gate"),
 )
