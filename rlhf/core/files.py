@@ -83,7 +83,7 @@ def read_numbered(
     first_line_of: dict[Any, int] = {}
 
     def parse(line: int, data: dict[str, Any]) -> Row:
-        record = _validated(model, data)
+        record = validated(model, data)
         if unique is not None:
             key = getattr(record, unique)
             if key in first_line_of:
@@ -351,7 +351,8 @@ def check_text(value: Any) -> None:
             check_text(item)
 
 
-def _validated(model: type[Row], data: dict[str, Any]) -> Row:
+def validated(model: type[Row], data: dict[str, Any]) -> Row:
+    """A row as a record. Raises BadRow naming the column, what it holds and what was expected."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
