@@ -41,6 +41,7 @@ _LAUNCH_OPTIONS: dict[str, tuple[str, str]] = {
     "force": ("", "start over; what is there is renamed to DIR.old-1, -2, ..."),
     "print_config": ("", "print the resolved settings as YAML and end"),
     "dry_run": ("", "check the inputs, say what would be done, and end before training"),
+    "json": ("", "print the result as JSON"),
 }
 _EVERYWHERE = ("workspace", "db")
 _TRAINING = ("config", "out", "resume", "force", "print_config", "dry_run")
@@ -155,6 +156,18 @@ COMMANDS: dict[str, Command] = {
         "win rate of a candidate over a baseline on held-out prompts",
         launch=("config", "out", "resume", "force"),
     ),
+    "doctor": Command(
+        "rlhf.doctor.config:DoctorConfig",
+        "rlhf.doctor.run:run",
+        "versions, devices, memory, disk and store: what is missing, and how to get it",
+        launch=("json",),
+    ),
+    "plan": Command(
+        "rlhf.plan.config:PlanConfig",
+        "rlhf.plan.run:run",
+        "what a stage will need of memory, and the micro-batch that fits",
+        launch=("config", "json"),
+    ),
 }
 
 
@@ -268,6 +281,7 @@ def _launch(given: dict[str, Any]) -> Launch:
         resume=bool(given.get("resume")),
         force=bool(given.get("force")),
         dry_run=bool(given.get("dry_run")),
+        json=bool(given.get("json")),
     )
 
 

@@ -18,7 +18,7 @@ TORCH_FREE_CORE = {
     for name in (
         *("callables", "config", "errors", "files", "html", "inputs", "metrics", "near_duplicates", "tables"),
         *("plots", "records", "reliability", "run", "settings", "splits", "stats", "turns", "validation"),
-        *("figures", "grounding", "terms"),
+        *("figures", "grounding", "machine", "terms"),
     )
 }
 HEAVY = frozenset({"torch", "transformers", "trl", "peft", "accelerate", "datasets"})

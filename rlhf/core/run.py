@@ -65,6 +65,7 @@ class Launch:
     resume: bool = False
     force: bool = False
     dry_run: bool = False
+    json: bool = False
 
 
 class Workspace:
