@@ -80,6 +80,24 @@ COMMANDS: dict[str, Command] = {
         "supervised tuning on demonstrations; the result is the backbone of the round",
         training=True,
     ),
+    "classify": Command(
+        "sft.classify.config:ClassifyConfig",
+        "sft.classify.train:run",
+        "train a classifier on labelled texts, with a report on texts it has not seen",
+        training=True,
+    ),
+    "label": Command(
+        "sft.classify.config:LabelConfig",
+        "sft.classify.predict:run",
+        "label the texts of a file with a classifier",
+        launch=("out", "force"),
+    ),
+    "sft-eval": Command(
+        "sft.assess.config:SFTEvalConfig",
+        "sft.assess.run:run",
+        "what supervised tuning gained over the base and over few-shot prompting, and what it lost",
+        launch=("config", "out", "force", "print_config"),
+    ),
     "sample": Command(
         "rlhf.loop.config:SampleConfig",
         "rlhf.loop.sample:run",
@@ -150,6 +168,30 @@ COMMANDS: dict[str, Command] = {
         "improve the policy against the reward model",
         training=True,
     ),
+    "prefer": Command(
+        "rlhf.preference.config:PreferConfig",
+        "rlhf.preference.train:run",
+        "tune the policy without a critic: dpo, ipo, robust, kto, orpo, cpo, simpo, grpo, rloo, online-dpo, raft",
+        training=True,
+    ),
+    "serve": Command(
+        "rlhf.serve.config:ServeConfig",
+        "rlhf.serve.server:run",
+        "an OpenAI-compatible endpoint for the champion, or for one model",
+        launch=("config", "print_config"),
+    ),
+    "chat": Command(
+        "rlhf.serve.config:ChatConfig",
+        "rlhf.serve.chat.app:run",
+        "a chat page against an endpoint; thumbs, choices and corrections become ratings",
+        launch=("config", "print_config"),
+    ),
+    "best-of-n": Command(
+        "rlhf.preference.config:BestOfNConfig",
+        "rlhf.preference.best_of_n:run",
+        "draw n completions of each prompt and keep the best by a reward, for decoding or imitation",
+        launch=("config", "out", "force", "resume"),
+    ),
     "evaluate": Command(
         "rlhf.loop.config:EvaluateConfig",
         "rlhf.loop.evaluate:run",
@@ -167,6 +209,24 @@ COMMANDS: dict[str, Command] = {
         "rlhf.plan.run:run",
         "what a stage will need of memory, and the micro-batch that fits",
         launch=("config", "json"),
+    ),
+    "merge": Command(
+        "rlhf.after.config:MergeConfig",
+        "rlhf.after.merge:run",
+        "fold one adapter, or a blend of several, into the base",
+        launch=("config", "out", "resume", "force"),
+    ),
+    "distill": Command(
+        "rlhf.after.config:DistillConfig",
+        "rlhf.after.distill:run",
+        "train a smaller model to answer like a larger one",
+        training=True,
+    ),
+    "publish": Command(
+        "rlhf.after.config:PublishConfig",
+        "rlhf.after.publish:run",
+        "a finished run as safetensors with a model card; pushed to the hub only when asked",
+        launch=("config", "out", "resume", "force"),
     ),
 }
 

@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from rlhf.core.stats import calibration_bins, expected_calibration_error
@@ -213,6 +214,35 @@ def reliability_plot(
         axes.legend(loc="upper left")
 
     return _picture(draw, title, "predicted probability", "observed frequency", image)
+
+
+def matrix_plot(
+    rows: Sequence[Sequence[int]], names: Sequence[str], title: str, xlabel: str, ylabel: str
+) -> bytes:
+    """A square table of counts, each cell shaded by its share of the row; the number stands in it."""
+
+    def draw(axes: Axes) -> None:
+        for y, row in enumerate(rows):
+            total = max(1, sum(row))
+            for x, count in enumerate(row):
+                color = PALETTE[2] if x == y else PALETTE[4]
+                axes.add_patch(
+                    Rectangle((x - 0.5, y - 0.5), 1, 1, color=color, alpha=0.75 * count / total, linewidth=0)
+                )
+                if count:
+                    axes.annotate(
+                        str(count), (x, y), ha="center", va="center", fontsize=9 if size < 12 else 6
+                    )
+        axes.set_xticks(range(size), names, rotation=90 if size > 5 or longest > 9 else 0)
+        axes.set_yticks(range(size), names)
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.set_aspect("equal")
+        axes.grid(visible=False)
+
+    size, longest = len(names), max(map(len, names))
+    side = min(7.0, 2.2 + 0.42 * size)
+    return _picture(draw, title, xlabel, ylabel, "svg", size=(side + 0.06 * min(longest, 20), side))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""`rlhf classify`, `rlhf label`: labelled texts become a classifier that says how sure it is."""
