@@ -113,7 +113,8 @@ def _json_items(path: Path, limits: Limits) -> Iterator[SourceRow]:
     Where an item is broken the next one cannot be found: it is the last bad row.
     """
     chunks = _text_chunks(path, limits)
-    decoder, number = json.JSONDecoder(), 0
+    # Numbers stay text: Python refuses to make an integer of more than 4,300 digits.
+    decoder, number = json.JSONDecoder(parse_int=str, parse_float=str), 0
     buffer, position = _skip("", 0, chunks, " \t\r\n")
     position += 1  # past the '[' that `_is_list` saw
     while True:

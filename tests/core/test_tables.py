@@ -155,6 +155,15 @@ def test_json_lists_that_break_off_keep_what_came_before(tmp_path, content, part
     assert part in reasons[2]
 
 
+def test_a_number_too_long_for_an_integer_is_a_bad_item(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, ' + "9" * 5000 + ', {"a": ' + "9" * 5000 + '}, {"a": 2}]')
+    good, reasons = bad(path, tmp_path)
+    assert [row["a"] for _, row in good] == [1, 2]
+    assert set(reasons) == {2, 3}
+    assert all("unusable number" in reason for reason in reasons.values())
+
+
 def test_items_that_cross_the_blocks_of_a_long_list(tmp_path):
     rows = [{"text": "ä" * (i % 997), "i": i} for i in range(2000)]
     found = read(written(tmp_path, "a.json", rows))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from preparing.mutate import mutated, seeds, strange_rows
 from rlhf.core.errors import RlhfError
-from rlhf.core.files import Limits, parse_object
+from rlhf.core.files import Limits, parse_object, write_json
 from rlhf.core.run import Launch
 from sft.prepare.config import PrepareConfig
 from sft.prepare.intake import Intake
@@ -31,25 +34,49 @@ STRANGE_ROWS = 5
 
 @dataclass
 class Fuzzed:
-    """files, rows: that were tried. kept: rows that came through. faults: tracebacks."""
+    """files, rows: that were tried. kept: rows that came through. refused: files that ended in one line, by the
+    kind of error. faults: tracebacks."""
 
+    seed: int = 0
     files: int = 0
     rows: int = 0
     kept: int = 0
+    seconds: float = 0.0
     refused: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
+    @classmethod
+    def load(cls, path: Path | None, seed: int) -> Fuzzed:
+        """What an earlier call saved for the same seed, or nothing yet."""
+        if path is None or not path.exists():
+            return cls(seed)
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["seed"] != seed:
+            raise SystemExit(f"{path}: is of seed {saved['seed']}, not {seed}")
+        return cls(**{**saved, "refused": Counter(saved["refused"])})
 
-def fuzz(number: int, seed: int, *, batch: int = 2000) -> Fuzzed:
-    """Try `number` files, a batch of them at a time, as one run with many inputs."""
-    total = Fuzzed()
-    done = 0
-    while done < number:
-        size = min(batch, number - done)
+
+def fuzz(
+    number: int,
+    total: Fuzzed,
+    *,
+    batch: int = 2000,
+    max_seconds: float = math.inf,
+    save: Path | None = None,
+) -> None:
+    """Try files until `total` counts `number` of them, a batch at a time, each batch one run with many inputs.
+
+    The files of a batch follow from the seed and its place, so that a run in parts tries what one run would.
+    """
+    began = time.perf_counter()
+    while total.files < number and time.perf_counter() - began < max_seconds:
+        size = min(batch, number - total.files)
+        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            _batch(Path(folder), size, random.Random(f"fuzz {seed} {done}"), total)
-        done += size
-    return total
+            _batch(Path(folder), size, random.Random(f"fuzz {total.seed} {total.files}"), total)
+        total.seconds += time.perf_counter() - start
+        if save is not None:
+            write_json(save, asdict(total))
 
 
 def _batch(folder: Path, size: int, rng: random.Random, total: Fuzzed) -> None:

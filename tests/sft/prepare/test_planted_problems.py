@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts" / "prove"))
 
-from preparing.fuzz import fuzz
+from preparing.fuzz import Fuzzed, fuzz
 from preparing.judge import judge
 from preparing.problems import plant
 
@@ -28,7 +28,8 @@ def test_the_judge_sees_what_it_must_see(tmp_path: Path) -> None:
 
 
 def test_broken_files_end_in_reasons() -> None:
-    result = fuzz(150, seed=5, batch=150)
+    result = Fuzzed(seed=5)
+    fuzz(150, result, batch=150)
     assert result.faults == []
     assert result.kept > 20
     assert result.rows > 300
