@@ -198,6 +198,33 @@ COMMANDS: dict[str, Command] = {
         "win rate of a candidate over a baseline on held-out prompts",
         launch=("config", "out", "resume", "force"),
     ),
+    "retrain": Command(
+        "rlhf.loop.retrain.config:RetrainConfig",
+        "rlhf.loop.retrain.run:run",
+        "turn new ratings into a better champion, or say why not; once or again and again",
+        launch=("config", "print_config", "dry_run"),
+    ),
+    "status": Command(
+        "rlhf.loop.registry_config:StatusConfig",
+        "rlhf.loop.status:status",
+        "champion, rounds and their reasons, and what depends on erased ratings",
+    ),
+    "promote": Command(
+        "rlhf.loop.registry_config:PromoteConfig",
+        "rlhf.loop.status:promote",
+        "make an artifact the champion by hand",
+    ),
+    "rollback": Command(
+        "rlhf.loop.registry_config:RollbackConfig",
+        "rlhf.loop.status:rollback",
+        "make the previous champion the champion again",
+    ),
+    "lineage": Command(
+        "rlhf.loop.registry_config:LineageConfig",
+        "rlhf.loop.lineage:run",
+        "from a checkpoint to the ratings it rests on, and from a rating to what learned from it",
+        launch=("out",),
+    ),
     "doctor": Command(
         "rlhf.doctor.config:DoctorConfig",
         "rlhf.doctor.run:run",

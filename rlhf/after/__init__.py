@@ -1,0 +1,1 @@
+"""What is done with a model afterwards: merging adapters, distilling a smaller one, publishing."""
