@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -27,16 +27,22 @@ def make_optimizer(
     return AdamW([g for g in groups if g["params"]], betas=(settings.beta1, settings.beta2), eps=settings.eps)
 
 
-def make_schedule(optimizer: AdamW, settings: OptimSettings, num_steps: int) -> LambdaLR:
-    """Linear warm-up, then constant, linear or cosine decay to 0 at `num_steps`."""
+def make_schedule(
+    optimizer: AdamW, settings: OptimSettings, num_steps: int, *, done: Callable[[], float] | None = None
+) -> LambdaLR:
+    """Linear warm-up, then constant, linear or cosine decay to 0 at `num_steps`.
+
+    done: how much of the run is over, from 0 to 1, where that is not a matter of steps.
+    """
 
     def factor(step: int) -> float:
         if step < settings.warmup_steps:
             return (step + 1) / settings.warmup_steps
         if settings.schedule == "constant":
             return 1.0
-        done = min(1.0, (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps))
-        return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        share = min(1.0, (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps))
+        share = share if done is None else done()
+        return 1 - share if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
 
     return LambdaLR(optimizer, factor)
 

@@ -13,6 +13,8 @@ from rlhf.core.backbone import Backbone
 from rlhf.core.sampler import Request, Sampled
 from rlhf.core.sequences import SequenceBatch, Sequences
 
+MAX_STATE_BYTES = 8 << 30
+
 
 @dataclass(frozen=True)
 class CompletionBatch:
@@ -48,6 +50,7 @@ class Completions:
         drawn: Sequence[Sampled],
         *,
         max_tokens: int,
+        max_bytes: int = MAX_STATE_BYTES,
         own: range | None = None,
         states: Sequence[Tensor] | None = None,
     ) -> None:
@@ -55,7 +58,9 @@ class Completions:
         rows = [
             [*request.prompt_ids, *sampled.tokens] for request, sampled in zip(requests, drawn, strict=True)
         ]
-        self.sequences = Sequences(backbone, rows, max_tokens=max_tokens, own=own, states=states)
+        self.sequences = Sequences(
+            backbone, rows, max_tokens=max_tokens, max_bytes=max_bytes, own=own, states=states
+        )
         self.prompt_lengths_B = torch.tensor([len(request.prompt_ids) for request in requests], device=device)
         self.lengths_B = torch.tensor([len(sampled.tokens) for sampled in drawn], device=device)
         self.finished_B = torch.tensor([sampled.finished for sampled in drawn], device=device)

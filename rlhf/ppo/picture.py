@@ -1,4 +1,4 @@
-"""OUT/ppo.png: a run at a glance, drawn from its metrics after evaluations and at the end."""
+"""OUT/ppo.png (or of another stage on the same engine): a run at a glance, drawn from its metrics after evaluations and at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rlhf.core.plots import PALETTE, Curve, Panel, panel_grid
 from rlhf.core.run import METRICS
 from rlhf.ppo.config import PPOConfig
 
-PICTURE = "ppo.png"
 BLUE, ORANGE, GREEN, PURPLE, RED, OLIVE = PALETTE
 # Drawing takes about a second: where evaluations come faster than this, some are left out.
 EVERY_S = 20.0
@@ -24,8 +23,8 @@ Rows = Sequence[Mapping[str, Any]]
 class RunPicture:
     """The picture of one run directory."""
 
-    def __init__(self, folder: Path, config: PPOConfig) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, folder: Path, config: PPOConfig, stage: str = "ppo") -> None:
+        self._folder, self._config, self._stage = folder, config, stage
         self._drawn_at = time.monotonic()
 
     def draw(self, best_iteration: int, *, final: bool = False) -> None:
@@ -36,15 +35,16 @@ class RunPicture:
             picture = run_picture(
                 read_metrics(self._folder / METRICS), self._config, self._folder.name, best_iteration
             )
-            with atomic_file(self._folder / PICTURE) as file:
+            with atomic_file(self._folder / f"{self._stage}.png") as file:
                 file.write(picture)
         except Exception as error:  # a week of training must not end over a font
-            print(f"ppo: {PICTURE} could not be drawn ({type(error).__name__}: {error})")
+            print(f"{self._stage}: {self._stage}.png could not be drawn ({type(error).__name__}: {error})")
         self._drawn_at = time.monotonic()
 
 
 def run_picture(rows: Rows, config: PPOConfig, name: str, best_iteration: int) -> bytes:
     """A PNG from the rows of metrics.jsonl."""
+    has_critic = any("explained_variance" in row for row in rows)
     panels = [
         _reward(rows),
         _kl(rows, config),
@@ -59,14 +59,13 @@ def run_picture(rows: Rows, config: PPOConfig, name: str, best_iteration: int) -
             ],
             right_label="nats per token",
         ),
-        Panel(
-            "Value head",
-            "explained variance",
-            [_curve(rows, "explained_variance", "explained variance", BLUE, smooth=True)],
-        ),
     ]
+    if has_critic:
+        explained = _curve(rows, "explained_variance", "explained variance", BLUE, smooth=True)
+        panels.append(Panel("Value head", "explained variance", [explained]))
     if config.rewards:
         panels.insert(1, _terms(rows, config))
+    if config.rewards or not has_critic:
         panels.append(
             Panel(
                 "Gradients",
@@ -85,8 +84,9 @@ def run_picture(rows: Rows, config: PPOConfig, name: str, best_iteration: int) -
     mark = best_iteration if measured else None
     if measured:
         subtitle += f"; best policy at iteration {best_iteration} by {config.best_metric}"
+    title = f"PPO: {name}" if has_critic else name
     return panel_grid(
-        panels, f"PPO: {name}", subtitle, "iteration", mark=mark, columns=4 if config.rewards else 3
+        panels, title, subtitle, "iteration", mark=mark, columns=4 if config.rewards else 3
     )
 
 

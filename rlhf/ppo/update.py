@@ -47,6 +47,10 @@ class UpdateStats:
         for name, value in sums.items():
             self._add(name, value, num_tokens)
 
+    def add_mean(self, name: str, total: float, count: int) -> None:
+        """A figure whose mean is over something else than tokens."""
+        self._add(name, total, count)
+
     def _add(self, name: str, value: float, count: int) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + value
         self.counts[name] = self.counts.get(name, 0) + count
