@@ -37,6 +37,11 @@ class RewardConfig(Settings):
     rater_weights: Literal["none", "dawid-skene", "crowd-bt"] = Field(
         "none", description="weight answers by how reliable each rater is estimated to be"
     )
+    rater_labels: Literal["answers", "posterior"] = Field(
+        "answers",
+        description="what a comparison is trained towards: what each rater said, or the verdict that all answers "
+        "together make likely, counted by how sure it is (needs rater_weights)",
+    )
     margin_scale: float = Field(
         0.0, ge=0, description="Llama-2 margin per unit of strength; 0 is plain Bradley-Terry"
     )
@@ -99,6 +104,10 @@ class RewardConfig(Settings):
     def _fits_together(self) -> RewardConfig:
         if not self.learn_from:
             raise ValueError("learn_from is empty; expected some of pairs, rankings, scores, thumbs")
+        if self.rater_labels == "posterior" and self.rater_weights == "none":
+            raise ValueError(
+                "rater_labels posterior rests on reliabilities; expected rater_weights dawid-skene or crowd-bt"
+            )
         if self.attribute_weights and "scores" not in self.learn_from:
             raise ValueError("attribute_weights need 'scores' in learn_from")
         if self.attribute_weights and self.ensemble > 1:

@@ -14,6 +14,7 @@ import numpy as np
 
 from reward.calibrate import calibration_error, symmetric_probabilities
 from reward.data import Pair, without_ties
+from reward.score import RewardScale
 from rlhf.core.figures import flat
 from rlhf.core.stats import Interval, bootstrap_mean, calibration_bins
 
@@ -91,7 +92,7 @@ def rater_agreement(pairs: Sequence[Pair], seed: int) -> Interval | None:
     return bootstrap_mean(values, groups=owners, seed=seed) if values else None
 
 
-def report(scores: np.ndarray, pairs: Sequence[Pair], temperature: float, seed: int) -> dict[str, object]:
+def report(scores: np.ndarray, pairs: Sequence[Pair], scale: RewardScale, seed: int) -> dict[str, object]:
     """Figures of one split as they go into the manifest: accuracy, agreement, calibration error and curve."""
     result: dict[str, object] = {"num_pairs": len(pairs), "num_ties": len(pairs) - len(without_ties(pairs))}
     for name, interval in (
@@ -102,8 +103,8 @@ def report(scores: np.ndarray, pairs: Sequence[Pair], temperature: float, seed: 
             result |= flat(name, interval)
     decided = without_ties(pairs)
     if decided:
-        delta = differences(scores, decided)
-        probabilities, outcomes = symmetric_probabilities(delta, temperature)
-        result["calibration_error"] = calibration_error(delta, temperature)
+        logits = scale.logits(differences(scores, decided))
+        probabilities, outcomes = symmetric_probabilities(logits)
+        result["calibration_error"] = calibration_error(logits)
         result["reliability"] = [b._asdict() for b in calibration_bins(probabilities, outcomes)]
     return result

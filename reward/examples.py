@@ -6,9 +6,11 @@ total is that of the single answers while each completion goes through the model
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -79,20 +81,29 @@ def attributes_of(data: RewardData) -> tuple[Attribute, ...]:
 
 
 def examples_of(
-    data: RewardData, split: Split, config: RewardConfig, weigh: Weigh, attributes: Sequence[Attribute]
+    data: RewardData,
+    split: Split,
+    config: RewardConfig,
+    weigh: Weigh,
+    attributes: Sequence[Attribute],
+    nats: float | None = None,
 ) -> list[Example]:
-    """All examples of a split. Validation is told without smoothing and margins: they are means of training."""
+    """All examples of a split. Validation is told without smoothing and margins: they are means of training.
+
+    nats: with `rater_labels: posterior`, the log-odds that a weight of 1 stands for; None keeps the raters' answers.
+    """
     train = split == "train"
     found: list[Example] = []
-    found += merge_comparisons(
-        data.pairs[split],
-        data.family,
-        weigh,
-        use_weights=config.use_weights,
-        with_ties=config.ties == "half",
-        label_smoothing=config.label_smoothing if train else 0.0,
-        margin_scale=config.margin_scale if train else 0.0,
-    )
+    how: dict[str, Any] = {
+        "use_weights": config.use_weights,
+        "with_ties": config.ties == "half",
+        "label_smoothing": config.label_smoothing if train else 0.0,
+        "margin_scale": config.margin_scale if train else 0.0,
+    }
+    if nats is not None:
+        found += posterior_comparisons(data.pairs[split], data.family, weigh, nats, **how)
+    else:
+        found += merge_comparisons(data.pairs[split], data.family, weigh, **how)
     found += [ranking for rated in data.rankings[split] if (ranking := _ranking(rated, data.family, weigh))]
     found += merge_scores(data.scores[split], data.family, weigh, attributes, config.scores_coef)
     found += merge_thumbs(data.thumbs[split], data.family, weigh, config.thumbs_coef)
@@ -131,6 +142,62 @@ def merge_comparisons(
         )
         for (first, second, margin), s in sums.items()
     ]
+
+
+def posterior_comparisons(
+    pairs: Sequence[Pair],
+    family: Mapping[str, str],
+    weigh: Weigh,
+    nats: float,
+    *,
+    use_weights: bool,
+    with_ties: bool,
+    label_smoothing: float,
+    margin_scale: float,
+) -> list[Comparison]:
+    """One example per two completions: the verdict that the answers together make likely, and how likely.
+
+    nats: the log-odds of being right that a weight of 1 stands for, so that nats x weight of the answers for one side
+    less those for the other are the log-odds L that it is the better one (Nitzan and Paroush 1982). P(better) is then
+    split into tanh(|L| / 2) of a sure win and a rest that both sides have alike; the rest says nothing and is left out,
+    where a soft label would pull the scores together. Ties keep their share of the weight. The margin is the weighted
+    mean of the raters', signed, as far as it speaks for the winner. All weights add up to those of the answers.
+    """
+    said: dict[tuple[int, int], list[tuple[float, float, float, Pair]]] = defaultdict(list)
+    total = 0.0
+    for pair in pairs:
+        preference = pair.preference
+        weight = weigh(preference.annotator_id)
+        if weight <= 0 or (preference.tie and not with_ties):
+            continue
+        first, second = sorted((pair.chosen, pair.rejected))
+        side = 0.0 if preference.tie or first == second else 1.0 if pair.chosen == first else -1.0
+        counts = preference.weight if use_weights else 1.0
+        said[first, second].append((weight, side, counts, pair))
+        total += weight * counts
+    found = []
+    for (first, second), answers in said.items():
+        weight_N, side_N, counts_N = np.array([answer[:3] for answer in answers]).T
+        lead = float(weight_N @ side_N)
+        tie = float(weight_N @ (side_N == 0) / weight_N.sum())
+        sure = (1 - tie) * abs(math.tanh(nats * lead / 2))
+        if tie + sure <= 0:
+            continue
+        winner = math.copysign(1.0, lead)
+        shares = np.array([sure * (1 - label_smoothing), tie, sure * label_smoothing])[:: int(winner)]
+        margin_N = np.array([answer[3].preference.margin for answer in answers])
+        margin = winner * max(0.0, winner * float(weight_N @ (side_N * margin_N) / weight_N.sum()))
+        found.append(
+            Comparison(
+                (first, second),
+                float(tie + sure) * float(counts_N.mean()),
+                family[answers[0][3].group_id],
+                tuple((shares / shares.sum()).tolist()),
+                margin_scale * margin,
+            )
+        )
+    unit = total / sum(example.weight for example in found) if found else 1.0
+    return [replace(example, weight=example.weight * unit) for example in found]
 
 
 def _ranking(rated: Rated[RankingRow], family: Mapping[str, str], weigh: Weigh) -> Ranking | None:

@@ -12,6 +12,11 @@ dichotomous choice situations, International Economic Review 23, 1982); at chanc
 that, reliabilities are drawn towards the mean of all raters as if each had given PRIOR_ANSWERS more answers of
 that mean, so that a few answers neither crown nor silence anybody, and nobody is taken for better than
 MAX_RELIABILITY. Weights have mean 1 over the answers: they say from whom to learn, not how fast.
+
+With Dawid-Skene each reliability comes with its standard error, from the information that the answers hold about all
+reliabilities together (the sum of the items' outer products of the score, Berndt et al., Annals of Economic and Social
+Measurement 3, 1974; a score is the mean of the complete data's given the answers, Louis, JRSS B 44, 1982). How often
+each rater calls ties is taken as known.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from reward.data import Pair
@@ -44,22 +49,28 @@ TURNED = (SECOND, FIRST, TIE)
 
 @dataclass(frozen=True)
 class Rater:
-    """reliability: None where nothing is known about them. num_known: the answers that it rests on."""
+    """reliability: None where nothing is known about them; reliability_se: its standard error, None where it is not
+    estimated. num_known: the answers that both rest on."""
 
     annotator_id: str
     num_answers: int
     num_known: float
     reliability: float | None
+    reliability_se: float | None
     weight: float
 
 
 @dataclass(frozen=True)
 class RaterReport:
-    """Every rater of comparisons, by id. note: why all weigh the same although a method was asked for, or ''."""
+    """Every rater of comparisons, by id. note: why all weigh the same although a method was asked for, or ''.
+
+    nats: the log-odds of being right that a weight of 1 stands for; None where no weights were estimated.
+    """
 
     method: Method
     raters: tuple[Rater, ...]
     note: str = ""
+    nats: float | None = None
 
     @cached_property
     def _weights(self) -> dict[str, float]:
@@ -81,32 +92,45 @@ def rater_weights(pairs: Sequence[Pair], method: Method) -> RaterReport:
     """
     answers = _Answers(pairs)
     num_raters = len(answers.names)
-    right_A, known_A = np.zeros(num_raters), np.zeros(num_raters)
-    note = ""
+    known, note = _Known.nothing(num_raters), ""
     if method == "dawid-skene":
-        right_A, known_A = _by_dawid_skene(answers)
-        if not known_A.any():
-            note = "no two raters judged the same two completions"
+        known = _by_dawid_skene(answers)
+        note = "no two raters judged the same two completions"
     elif method == "crowd-bt":
-        right_A, known_A = _by_crowd_bt(answers)
-        if not known_A.any():
-            note = f"no prompt has {MIN_COMPARISONS} comparisons of each completion, which Crowd-BT needs"
-    weight_A = np.ones(num_raters)
-    if known_A.any():
-        weight_A = _weights(answers, right_A, known_A)
-        if not weight_A.any():
-            weight_A, note = np.ones(num_raters), "no rater is estimated to be better than chance"
+        known = _by_crowd_bt(answers)
+        note = f"no prompt has {MIN_COMPARISONS} comparisons of each completion, which Crowd-BT needs"
+    weight_A, nats = np.ones(num_raters), None
+    if known.num_A.any():
+        weight_A, nats = _weights(answers, known)
+        note = "" if nats else "no rater is estimated to be better than chance"
     raters = [
         Rater(
             annotator_id=name,
             num_answers=int(answers.counts_A[a]),
-            num_known=round(float(known_A[a]), 2),
-            reliability=float(right_A[a] / known_A[a]) if known_A[a] else None,
+            num_known=round(float(known.num_A[a]), 2),
+            reliability=float(known.right_A[a] / known.num_A[a]) if known.num_A[a] else None,
+            reliability_se=float(known.se_A[a]) if known.num_A[a] and math.isfinite(known.se_A[a]) else None,
             weight=float(weight_A[a]),
         )
         for a, name in enumerate(answers.names)
     ]
-    return RaterReport(method, tuple(sorted(raters, key=lambda rater: rater.annotator_id)), note)
+    return RaterReport(method, tuple(sorted(raters, key=lambda rater: rater.annotator_id)), note, nats)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Expected right answers, answers of which that is known, and the standard error of their ratio, all [A].
+
+    se_A is NaN where it is not estimated.
+    """
+
+    right_A: np.ndarray
+    num_A: np.ndarray
+    se_A: np.ndarray
+
+    @classmethod
+    def nothing(cls, num_raters: int) -> _Known:
+        return cls(np.zeros(num_raters), np.zeros(num_raters), np.full(num_raters, np.nan))
 
 
 class _Answers:
@@ -123,13 +147,13 @@ class _Answers:
         self.rows_N2 = rows_N2
 
 
-def _by_dawid_skene(answers: _Answers) -> tuple[np.ndarray, np.ndarray]:
-    """Expected right answers and known answers [A], from pairs that two raters judged."""
+def _by_dawid_skene(answers: _Answers) -> _Known:
+    """From pairs that two raters judged."""
     num_raters = len(answers.names)
     seen = np.unique(np.stack([answers.item_N, answers.rater_N], axis=1), axis=0)
     shared = (np.bincount(seen[:, 0]) >= 2)[answers.item_N] if len(seen) else np.zeros(0, bool)
     if not shared.any():
-        return np.zeros(num_raters), np.zeros(num_raters)
+        return _Known.nothing(num_raters)
     _, item_N = np.unique(answers.item_N[shared], return_inverse=True)
     rater_N, label_N = answers.rater_N[shared], answers.label_N[shared]
     fit = dawid_skene(
@@ -144,17 +168,43 @@ def _by_dawid_skene(answers: _Answers) -> tuple[np.ndarray, np.ndarray]:
     decided = label_N != TIE
     right_N = fit.truth_IK[item_N, label_N][decided]
     wrong_N = fit.truth_IK[item_N, np.array(TURNED)[label_N]][decided]
-    right_A = np.bincount(rater_N[decided], weights=right_N, minlength=num_raters)
-    return right_A, right_A + np.bincount(rater_N[decided], weights=wrong_N, minlength=num_raters)
+    rater_N, item_N = rater_N[decided], item_N[decided]
+    right_A = np.bincount(rater_N, weights=right_N, minlength=num_raters)
+    wrong_A = np.bincount(rater_N, weights=wrong_N, minlength=num_raters)
+    return _Known(
+        right_A, right_A + wrong_A, _standard_errors(right_A, wrong_A, item_N, rater_N, right_N, wrong_N)
+    )
 
 
-def _by_crowd_bt(answers: _Answers) -> tuple[np.ndarray, np.ndarray]:
-    """The same from Crowd-BT (its eta times the answers), over parts of the comparisons that are dense enough."""
+def _standard_errors(
+    right_A: np.ndarray,
+    wrong_A: np.ndarray,
+    item_N: np.ndarray,
+    rater_N: np.ndarray,
+    right_N: np.ndarray,
+    wrong_N: np.ndarray,
+) -> np.ndarray:
+    """[A] of the reliabilities right / (right + wrong), from the information of the items.
+
+    right_N, wrong_N: the probabilities, given all answers, that each decided answer is right or the reverse of it.
+    """
+    # Half an answer of either kind, the prior that the fit itself has, keeps the information from being singular.
+    p_A = (right_A + 0.5) / (right_A + wrong_A + 1)
+    score_N = right_N / p_A[rater_N] - wrong_N / (1 - p_A[rater_N])
+    shape = (int(item_N.max(initial=-1)) + 1, len(p_A))
+    scores_IA = csr_array((score_N, (item_N, rater_N)), shape=shape)
+    information_AA = (scores_IA.T @ scores_IA).toarray() + np.diag(0.5 / p_A**2 + 0.5 / (1 - p_A) ** 2)
+    variance_A: np.ndarray = np.diag(np.linalg.inv(information_AA))
+    return np.sqrt(variance_A)
+
+
+def _by_crowd_bt(answers: _Answers) -> _Known:
+    """From Crowd-BT (its eta times the answers), over parts of the comparisons that are dense enough."""
     num_raters = len(answers.names)
     decided = answers.label_N != TIE
     rows_N2, rater_N = answers.rows_N2[decided], answers.rater_N[decided]
     if not len(rows_N2):
-        return np.zeros(num_raters), np.zeros(num_raters)
+        return _Known.nothing(num_raters)
     _, row_N2 = np.unique(rows_N2, return_inverse=True)
     row_N2 = row_N2.reshape(rows_N2.shape)
     num_rows = int(row_N2.max()) + 1
@@ -163,7 +213,7 @@ def _by_crowd_bt(answers: _Answers) -> tuple[np.ndarray, np.ndarray]:
     part_N = part_R[row_N2[:, 0]]
     used = (2 * np.bincount(part_N) >= MIN_COMPARISONS * np.bincount(part_R))[part_N]
     if not used.any():
-        return np.zeros(num_raters), np.zeros(num_raters)
+        return _Known.nothing(num_raters)
     fit = crowd_bt(
         row_N2[used, 0],
         row_N2[used, 1],
@@ -173,21 +223,25 @@ def _by_crowd_bt(answers: _Answers) -> tuple[np.ndarray, np.ndarray]:
         regularization=REGULARIZATION,
     )
     known_A = fit.answers_A.astype(float)
-    return fit.eta_A * known_A, known_A
+    # Its information about the raters is bound up with every completion's strength; no error is estimated.
+    return _Known(fit.eta_A * known_A, known_A, np.full(num_raters, np.nan))
 
 
-def _weights(answers: _Answers, right_A: np.ndarray, known_A: np.ndarray) -> np.ndarray:
-    """Log-odds of the reliabilities, drawn towards their mean and capped; mean 1 over signed answers."""
-    mean = right_A.sum() / known_A.sum()
-    p_A = np.minimum((right_A + PRIOR_ANSWERS * mean) / (known_A + PRIOR_ANSWERS), MAX_RELIABILITY)
+def _weights(answers: _Answers, known: _Known) -> tuple[np.ndarray, float | None]:
+    """Log-odds of the reliabilities, drawn towards their mean and capped, in units of their mean over the signed
+    answers; and that unit. All 1 and None where nobody is better than chance."""
+    mean = known.right_A.sum() / known.num_A.sum()
+    right_A, num_A = known.right_A + PRIOR_ANSWERS * mean, known.num_A + PRIOR_ANSWERS
+    p_A = np.minimum(right_A / num_A, MAX_RELIABILITY)
     odds_A = np.maximum(0.0, np.log(np.maximum(p_A, 1e-9) / (1 - p_A)))
     signed_A = np.array([name != UNKNOWN for name in answers.names])
     total = float((odds_A * answers.counts_A)[signed_A].sum())
     if not total:
-        return np.zeros(len(odds_A))
-    weight_A: np.ndarray = odds_A * answers.counts_A[signed_A].sum() / total
+        return np.ones(len(odds_A)), None
+    nats = total / float(answers.counts_A[signed_A].sum())
+    weight_A: np.ndarray = odds_A / nats
     weight_A[~signed_A] = 1.0
-    return weight_A
+    return weight_A, nats
 
 
 # ---- contradictions -----------------------------------------------------------------------------------------
@@ -230,8 +284,17 @@ class Consistency:
         """Of the twos that were decided twice; NaN where there are none."""
         return self.num_conflicting / self.num_repeated if self.num_repeated else math.nan
 
+    @property
+    def cycle_share(self) -> float:
+        """Of the triples; NaN where there are none."""
+        return self.num_cycles / self.num_triples if self.num_triples else math.nan
+
     def row(self) -> dict[str, Any]:
-        return asdict(self) | {"conflict_share": self.conflict_share if self.num_repeated else None}
+        """For JSON: shares of nothing are None."""
+        return asdict(self) | {
+            "conflict_share": self.conflict_share if self.num_repeated else None,
+            "cycle_share": self.cycle_share if self.num_triples else None,
+        }
 
 
 def conflicts(pairs: Sequence[Pair]) -> list[Conflict]:

@@ -10,11 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from reward.calibrate import decided_logits
 from reward.full import open_full
+from reward.losses import PairLoss
 from rlhf.core.adapters import load_adapter, load_tensors
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.batching import token_budget_batches
@@ -33,10 +37,10 @@ MEMBER_FOLDER = "member-{}"
 class RewardScale:
     """What the numbers of a reward mean.
 
-    mean and std of the scores on the training completions; temperature of the calibrated probabilities:
-    P(a beats b) = sigmoid((s_a - s_b) / temperature). num_members: of the ensemble; num_adapters: how many of them
-    have an adapter of their own. attributes: (name, mean, deviation) of the rated attributes, in the order of their
-    heads. tie_logit and thumb_offset: see `reward.losses`; None where nothing was learned about them.
+    mean and std of the scores on the training completions; temperature of the calibrated probabilities, which are
+    those of pair_loss at a difference of (s_a - s_b) / temperature. num_members: of the ensemble; num_adapters: how
+    many of them have an adapter of their own. attributes: (name, mean, deviation) of the rated attributes, in the order
+    of their heads. tie_logit and thumb_offset: see `reward.losses`; None where nothing was learned about them.
     """
 
     mean: float
@@ -47,6 +51,11 @@ class RewardScale:
     attributes: tuple[tuple[str, float, float], ...] = ()
     tie_logit: float | None = None
     thumb_offset: float | None = None
+    pair_loss: PairLoss = "bradley-terry"
+
+    def logits(self, differences: np.ndarray) -> np.ndarray:
+        """log(P(a wins) / P(b wins)) for differences of raw scores, s_a - s_b, of any shape."""
+        return decided_logits(self.pair_loss, differences / self.temperature, self.tie_logit)
 
     def save(self, folder: Path) -> None:
         write_json(folder / SCALE_FILE, asdict(self))
@@ -62,6 +71,10 @@ class RewardScale:
             scale = cls(**values)
             if not scale.std > 0 or not scale.temperature > 0:
                 raise ValueError("std and temperature must be positive")
+            if scale.pair_loss not in get_args(PairLoss):
+                raise ValueError(
+                    f"pair_loss is {scale.pair_loss!r}; expected one of {', '.join(get_args(PairLoss))}"
+                )
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot be used ({first_line(error)})") from error
         return scale

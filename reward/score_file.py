@@ -7,14 +7,10 @@ from typing import Any
 from pydantic import ConfigDict
 
 from reward.config import ScoreConfig
-from reward.foreign import ForeignScorer, find_classifier, open_classifier
-from reward.score import RewardScorer
-from reward.texts import context_of, score_rows, shortened, token_row
-from rlhf.core.adapters import base_path
-from rlhf.core.backbone import Backbone
+from reward.texts import context_of, find_scorer, load_scorer, score_rows, shortened, token_row
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.files import read_numbered, write_jsonl
-from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, required
+from rlhf.core.inputs import find_path, required
 from rlhf.core.metrics import progress
 from rlhf.core.records import Prompt, Record
 from rlhf.core.run import Launch
@@ -35,7 +31,10 @@ def run(config: ScoreConfig, launch: Launch) -> None:
     target = launch.out or source.with_suffix(".scored.jsonl")
     if target.exists() and not launch.force:
         raise ConfigError(f"{target}: exists already; choose another --out, or --force to replace it")
-    scorer = _load(config, launch)
+    name = required(
+        config.reward, "reward", "a reward run, adapter directory or sequence-classification model"
+    )
+    scorer = load_scorer(find_scorer(name, launch), config.model, launch, backbone=config.backbone)
 
     given, rows = [], []
     for line, row in read_numbered(source, ScoredRow):
@@ -77,15 +76,3 @@ def run(config: ScoreConfig, launch: Launch) -> None:
 def _too_long(number: int, config: ScoreConfig) -> str:
     what = "got no score" if config.on_too_long == "drop" else "lost the beginning of their prompts"
     return f" ({number} too long: {what})" if number else ""
-
-
-def _load(config: ScoreConfig, launch: Launch) -> RewardScorer | ForeignScorer:
-    name = required(
-        config.reward, "reward", "a reward run, adapter directory or sequence-classification model"
-    )
-    if (classifier := find_classifier(name, launch)) is not None:
-        return open_classifier(classifier, config.model)
-    folder = find_adapter(name, launch)
-    backbone_path = find_model(config.backbone, launch) if config.backbone else base_path(folder, launch)
-    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    return RewardScorer.attach(backbone, folder)

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import Tensor
 
-from reward.foreign import ForeignScorer
+from reward.foreign import Classifier, ForeignScorer, find_classifier, open_classifier
 from reward.score import RewardScorer
+from rlhf.core.adapters import base_path
+from rlhf.core.backbone import Backbone
 from rlhf.core.errors import DataError
+from rlhf.core.inputs import find_adapter, find_model, model_name
 from rlhf.core.records import Prompt
+from rlhf.core.run import Launch
 from rlhf.core.sequences import Sequences
+from rlhf.core.settings import ModelSettings
 
 TextScorer = RewardScorer | ForeignScorer
+
+
+def find_scorer(text: str, launch: Launch) -> Classifier | Path:
+    """The sequence-classification model or the adapter directory that was named. Raises what `find_classifier` and
+    `find_adapter` raise."""
+    return find_classifier(text, launch) or find_adapter(text, launch)
+
+
+def load_scorer(
+    found: Classifier | Path, settings: ModelSettings, launch: Launch, *, backbone: str | None = None
+) -> TextScorer:
+    """The reward model, ready to score. backbone: what an adapter sits on; None is the one that it names.
+
+    Raises ModelError and CheckpointError.
+    """
+    if isinstance(found, Classifier):
+        return open_classifier(found, settings)
+    path = find_model(backbone, launch) if backbone else base_path(found, launch)
+    return RewardScorer.attach(Backbone.load(path, settings, name=model_name(path, launch)), found)
 
 
 def context_of(scorer: TextScorer) -> int:

@@ -13,6 +13,7 @@ decided comparisons; `grad_norm` before clipping; `lr`.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from rlhf.core.backbone import Backbone, Role
 from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import ConfigError, DataError, Stopped
 from rlhf.core.files import atomic_folder, clear_folders, write_jsonl
-from rlhf.core.guards import SignalGuard
+from rlhf.core.guards import SignalGuard, TokenBudget
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress
 from rlhf.core.randomness import derived_seed
@@ -149,22 +150,12 @@ def train(
     if config.trunk_cache and config.method == "lora":
         print(f"reward: {backbone.enable_trunk(max(map(len, data.rows)))}")
     with SignalGuard() as guard:
-        with progress("trunk states", len(data.rows), stage="reward") as tracker:
+        sequences = _with_trunk(backbone, data.rows, config, guard)
 
-            def advance(count: int) -> None:
-                guard.check()
-                tracker.advance(count)
-
-            sequences = Sequences(
-                backbone,
-                data.rows,
-                max_tokens=config.micro_batch_tokens,
-                max_bytes=int(config.trunk_cache_gib * 2**30),
-                on_batch=advance,
-            )
+        nats = raters.nats if config.rater_labels == "posterior" else None
 
         def make_trainer(settings: RewardConfig) -> RewardTrainer:
-            return RewardTrainer(roles, heads, sequences, data, settings, raters.weight_of)
+            return RewardTrainer(roles, heads, sequences, data, settings, raters.weight_of, nats)
 
         if config.tune:
             config = _search().searched(make_trainer, config, record.path, guard.check)
@@ -176,6 +167,30 @@ def train(
         _epochs(trainer, checkpoints, record, guard)
     trainer.restore_best()
     finish(trainer, data, raters, record)
+
+
+def _with_trunk(
+    backbone: Backbone, rows: Sequence[list[int]], config: RewardConfig, guard: SignalGuard
+) -> Sequences:
+    """The rows with their trunk states where these fit; passes are halved when memory runs out."""
+
+    def work(max_tokens: int) -> Sequences:
+        with progress("trunk states", len(rows), stage="reward") as tracker:
+
+            def advance(count: int) -> None:
+                guard.check()
+                tracker.advance(count)
+
+            return Sequences(
+                backbone,
+                rows,
+                max_tokens=max_tokens,
+                max_bytes=int(config.trunk_cache_gib * 2**30),
+                on_batch=advance,
+            )
+
+    budget = TokenBudget(config.micro_batch_tokens, shorter="max_tokens")
+    return budget.fit(work, [len(row) for row in rows])
 
 
 def _search() -> Any:
@@ -216,13 +231,14 @@ def finish(trainer: RewardTrainer, data: RewardData, raters: RaterReport, record
     """Calibrate on validation, measure on test, save, close the run."""
     config, heads = trainer.config, trainer.heads
     scores = trainer.scores(trainer.outputs(range(len(data.rows))))
-    temperature = 1.0
+    learned = trainer.objective.learned(trainer.examples)
+    temperature, tie_logit = 1.0, learned.get("tie_logit")
     if validation := data.pairs["validation"]:
-        wins = np.array([0.5 if pair.preference.tie else 1.0 for pair in validation])
-        temperature = fit_temperature(differences(scores, validation), wins)
+        tie = np.array([pair.preference.tie for pair in validation])
+        delta = differences(scores, validation)
+        temperature, tie_logit = fit_temperature(delta, tie, config.pair_loss, tie_logit)
     trained_on = sorted({row for example in trainer.examples for row in example.rows})
     std = float(scores[trained_on].std())
-    learned = trainer.objective.learned(trainer.examples)
     scale = RewardScale(
         float(scores[trained_on].mean()),
         std if std > 0 else 1.0,
@@ -230,14 +246,15 @@ def finish(trainer: RewardTrainer, data: RewardData, raters: RaterReport, record
         num_members=config.ensemble,
         num_adapters=len(trainer.roles),
         attributes=tuple((a.name, a.mean, a.std) for a in heads.attributes),
-        tie_logit=learned.get("tie_logit"),
+        tie_logit=tie_logit,
         thumb_offset=learned.get("offset"),
+        pair_loss=config.pair_loss,
     )
     folder = save(trainer, scale, record.path)
     found = conflicts(data.pairs["train"])
     if found:
         write_jsonl(record.path / CONFLICTS, (conflict.row() for conflict in found))
-    splits = {split: report(scores, pairs, temperature, config.seed) for split, pairs in data.pairs.items()}
+    splits = {split: report(scores, pairs, scale, config.seed) for split, pairs in data.pairs.items()}
     test = splits["test"]
     metrics: dict[str, Any] = {
         "heldout_accuracy": test.get("accuracy"),

@@ -26,7 +26,7 @@ from reward.objective import Objective
 from rlhf.core.adapters import load_role_weights, role_weights
 from rlhf.core.backbone import Role
 from rlhf.core.batching import token_budget_batches
-from rlhf.core.errors import CheckpointError
+from rlhf.core.errors import CheckpointError, DataError
 from rlhf.core.guards import TokenBudget, require_finite, require_finite_parameters
 from rlhf.core.optim import clip_gradients, make_optimizer, make_schedule
 from rlhf.core.randomness import derived_seed
@@ -38,7 +38,7 @@ Weights = dict[str, dict[str, Tensor]]
 class RewardTrainer:
     """roles: one, or an ensemble's adapters, each with a head as `heads` describes it.
 
-    weigh: what an answer of each annotator counts in training; validation counts all alike.
+    weigh: what an answer of each annotator counts in training; validation counts all alike. nats: see `examples_of`.
     """
 
     def __init__(
@@ -49,13 +49,18 @@ class RewardTrainer:
         data: RewardData,
         config: RewardConfig,
         weigh: Weigh,
+        nats: float | None = None,
     ) -> None:
         self.roles, self.heads, self.sequences, self.config = roles, heads, sequences, config
-        self.examples = examples_of(data, "train", config, weigh, heads.attributes)
+        self.examples = examples_of(data, "train", config, weigh, heads.attributes, nats)
         self.validation = examples_of(data, "validation", config, lambda annotator: 1.0, heads.attributes)
         self.validation_pairs = data.pairs["validation"]
         self.objective = Objective(config, heads.attributes, sequences.backbone.device)
-        self.budget = TokenBudget(config.micro_batch_tokens, shorter="max_tokens")
+        if not self.examples:
+            raise DataError(
+                "no training example is left: the answers of like reliable raters contradict each other everywhere"
+            )
+        self.budget = TokenBudget(sequences.max_tokens, shorter="max_tokens")
         self.steps_per_epoch = math.ceil(len(self.examples) / config.batch_pairs)
         self._resampled = resampled(
             [example.family for example in self.examples], config.ensemble, self._generator("ensemble", 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from reward.assess.adversarial import Spoiled, spoil, withstood
 from reward.assess.baselines import baselines
@@ -17,6 +18,7 @@ from reward.assess.heldout import HeldOut, choose_probes
 from reward.assess.length import length_bias
 from reward.assess.outside import OutsideSet, set_figures
 from reward.assess.pool import TextPool
+from reward.assess.raters import rater_figures
 from reward.assess.slices import slices, worst
 from reward.evaluate import (
     attainable_accuracy,
@@ -35,7 +37,10 @@ MIN_DEVIATION = 1e-6
 
 @dataclass
 class Gathered:
-    """What is measured, every text of it in the pool. heldout is None where only outside sets were given."""
+    """What is measured, every text of it in the pool. heldout is None where only outside sets were given.
+
+    trained_raters: what the run's manifest says about the raters of the same snapshot.
+    """
 
     pool: TextPool
     heldout: HeldOut | None
@@ -43,6 +48,7 @@ class Gathered:
     spoiled: list[Spoiled] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
     counterfactuals: list[Counterfactual] = field(default_factory=list)
+    trained_raters: list[dict[str, Any]] = field(default_factory=list)
 
 
 def gather(
@@ -63,7 +69,7 @@ def measure(scores: np.ndarray, found: Gathered, scale: RewardScale, seed: int) 
     heldout, unit = found.heldout, deviation(scores, found)
     result: dict[str, Any] = {"metrics": {"score_std": unit}}
     if heldout is not None:
-        _heldout_sections(result, scores, found, heldout, scale.temperature, seed)
+        _heldout_sections(result, scores, found, heldout, scale, seed)
         _probe_sections(result, scores, found, unit, seed)
     bias = gaps(scores, found.counterfactuals, unit, seed)
     result["bias"] = bias.pop("rows")
@@ -98,7 +104,7 @@ def _heldout_sections(
     scores: np.ndarray,
     found: Gathered,
     heldout: HeldOut,
-    temperature: float,
+    scale: RewardScale,
     seed: int,
 ) -> None:
     """Accuracy beside raters and baselines, slices, length bias, calibration."""
@@ -132,9 +138,14 @@ def _heldout_sections(
     result["slices"] = [one.as_dict() for one in found_slices]
     result["worst_slice"] = None if lowest is None else lowest.as_dict()
     result["length"] = length_bias(scores, decided, pool.completion_tokens, correct, seed)
-    result["calibration"] = calibration(scores, pairs, decided, temperature, seed)
+    result["calibration"] = calibration(scores, pairs, decided, scale, seed)
     flat_figures = {**result["length"], **result["calibration"]}
     metrics |= {key: value for key, value in flat_figures.items() if not isinstance(value, list)}
+    said = [*heldout.train, *heldout.validation, *(pair.preference for pair in pairs)]
+    result["raters"] = rater_figures(said, found.trained_raters, seed)
+    contradictions = result["raters"]["contradictions"]
+    metrics["rater_conflict_share"] = contradictions["conflict_share"]
+    metrics["rater_cycle_share"] = contradictions["cycle_share"]
     result["metrics"] |= metrics
 
 
@@ -155,10 +166,10 @@ def _renamed(name: str, new: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {f"{new}{end}": figures[f"{name}{end}"] for end in ("", "_low", "_high")}
 
 
-def comparison_rows(scores: np.ndarray, heldout: HeldOut, temperature: float) -> list[dict[str, Any]]:
+def comparison_rows(scores: np.ndarray, heldout: HeldOut, scale: RewardScale) -> list[dict[str, Any]]:
     """One row per held-out comparison for scores.jsonl, in the order of the snapshot."""
     delta = differences(scores, heldout.pairs)
-    probabilities = 1 / (1 + np.exp(-delta / temperature))
+    probabilities = expit(scale.logits(delta))
     rows = []
     for pair, difference, probability in zip(heldout.pairs, delta, probabilities, strict=True):
         said = pair.preference

@@ -23,6 +23,7 @@ def page(result: Result, name: str) -> str:
         sections += [
             ("Who agrees with the raters", _accuracy(result)),
             ("Where it is weak", _slices(result)),
+            ("Raters", _raters(result)),
             ("Length", _length(result)),
             ("Calibration", _calibration(result)),
             ("Spoiled copies", _adversarial(result)),
@@ -142,6 +143,39 @@ def _slices(result: Result) -> str:
         + html.figures([html.figure(picture, caption, alt=alt)])
         + html.folded(f"The {len(table)} slices as a table", html.table(table))
     )
+
+
+def _raters(result: Result) -> str:
+    found: Sequence[Result] = result["raters"]["rows"]
+    text = html.paragraph(words.rater_words(result))
+    measured = [row for row in found if row["reliability"] is not None][:MAX_SLICES_SHOWN]
+    if measured:
+        names = [_short(row["annotator_id"], 34) or "(not signed)" for row in measured]
+        rows = [
+            plots.Row(name, *_interval(row, "reliability")) for name, row in zip(names, measured, strict=True)
+        ]
+        picture = plots.interval_plot(
+            rows, "How often a rater names the better one", "estimated", reference=("chance", 0.5)
+        )
+        caption = "Reliability by Dawid-Skene with 1.96 standard errors to either side, from all splits."
+        alt = "; ".join(
+            f"{name} {words.percent(row, 'reliability')}" for name, row in zip(names, measured, strict=True)
+        )
+        text += html.figures([html.figure(picture, caption, alt=alt)])
+    table = [
+        {
+            "rater": row["annotator_id"] or "(not signed)",
+            "answers": row["num_answers"],
+            "weight in training": "not known" if row["weight"] is None else f"{row['weight']:.2f}",
+            "agrees with others": words.percent(row, "agreement"),
+            "beside others": row["num_shared"],
+            "asked twice": row["num_repeated"],
+            "of these contradicted": row["num_contradicted"],
+            "reliability": words.percent(row, "reliability"),
+        }
+        for row in found
+    ]
+    return text + (html.folded(f"The {len(table)} raters as a table", html.table(table)))
 
 
 def _length(result: Result) -> str:

@@ -18,14 +18,11 @@ from reward.assess.page import page
 from reward.assess.pool import TextPool
 from reward.assess.words import verdict
 from reward.config import RewardConfig
-from reward.foreign import Classifier, find_classifier, open_classifier
-from reward.score import RewardScorer
-from reward.texts import TextScorer
-from rlhf.core.adapters import base_path
-from rlhf.core.backbone import Backbone
+from reward.foreign import Classifier
+from reward.texts import find_scorer, load_scorer
 from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.files import write_json, write_jsonl, write_text
-from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, require_one_process, required
+from rlhf.core.inputs import find_path, require_one_process, required
 from rlhf.core.metrics import finite
 from rlhf.core.run import (
     MANIFEST,
@@ -46,12 +43,12 @@ REPORT = "reward_eval"
 @dataclass(frozen=True)
 class Examined:
     """What is examined. name: for people and for --out. folder: None for a model of the hub. manifest: that of the
-    reward run which the folder belongs to. classifier: where it is no adapter of ours."""
+    reward run which the folder belongs to. found: what is loaded."""
 
     name: str
     folder: Path | None
     manifest: Manifest | None
-    classifier: Classifier | None
+    found: Classifier | Path
 
     def trained_on(self, launch: Launch) -> Path | None:
         """The snapshot of the run; None where there is none or it is gone."""
@@ -100,7 +97,7 @@ def run(config: RewardEvalConfig, launch: Launch) -> None:
         if record.finished:
             print(f"reward-eval: {out} is already finished: {verdict(record.manifest.metrics)}")
             return
-        scorer = open_scorer(config, examined, launch)
+        scorer = load_scorer(examined.found, config.model, launch, backbone=config.backbone)
         pool = TextPool(scorer)
         heldout = None
         if snapshot is not None:
@@ -108,6 +105,8 @@ def run(config: RewardEvalConfig, launch: Launch) -> None:
             own = snapshot == trained_on
             heldout = load_heldout(snapshot, pool, seed, examined.settings(), own=own)
         found = gather(pool, heldout, [load_set(path, pool) for path in sets], terms, config)
+        if snapshot == trained_on and examined.manifest is not None:
+            found.trained_raters = examined.manifest.extra.get("raters", [])
         record.begin()
         scores = pool.score(config.micro_batch_tokens)
         result = finite(measure(scores, found, scorer.scale, config.seed))
@@ -115,7 +114,7 @@ def run(config: RewardEvalConfig, launch: Launch) -> None:
         result["reward"] = examined.name
         result["num_texts"] = len(pool.rows)
         if heldout is not None:
-            rows = comparison_rows(scores, heldout, scorer.scale.temperature)
+            rows = comparison_rows(scores, heldout, scorer.scale)
             write_jsonl(record.path / "scores.jsonl", rows)
         write_json(record.path / f"{REPORT}.json", result)
         write_text(record.path / f"{REPORT}.html", page(result, examined.name))
@@ -125,37 +124,25 @@ def run(config: RewardEvalConfig, launch: Launch) -> None:
 
 def find_reward(text: str, launch: Launch) -> Examined:
     """The reward model that was named. Raises DataError for a run that is not finished or of another stage, and
-    what `find_classifier` and `find_adapter` raise."""
+    what `find_scorer` raises."""
     for path in (Path(text), launch.workspace / text):
         if (path / MANIFEST).is_file() and not is_finished(path):
             raise DataError(
                 f"{path}: is an unfinished run; expected a finished one (continue it with --resume)"
             )
-    classifier = find_classifier(text, launch)
-    folder = find_adapter(text, launch) if classifier is None else classifier.folder
+    found = find_scorer(text, launch)
+    folder = found.folder if isinstance(found, Classifier) else found
     places = [] if folder is None else [folder, folder.parent]
     directory = next((place for place in places if (place / MANIFEST).is_file()), folder)
     if directory is None:
-        return Examined(text.rpartition("/")[2].replace("#", "-"), None, None, classifier)
+        return Examined(text.rpartition("/")[2].replace("#", "-"), None, None, found)
     name = directory.resolve().name
     if not (directory / MANIFEST).is_file():
-        return Examined(name, folder, None, classifier)
+        return Examined(name, folder, None, found)
     manifest = read_manifest(directory)
     if manifest.stage != "reward":
         raise DataError(f"{directory}: holds a {manifest.stage} run; expected a reward run")
-    return Examined(name, folder, manifest, classifier)
-
-
-def open_scorer(config: RewardEvalConfig, examined: Examined, launch: Launch) -> TextScorer:
-    """The reward model, ready to score. Raises ModelError and CheckpointError."""
-    if examined.classifier is not None:
-        return open_classifier(examined.classifier, config.model)
-    assert examined.folder is not None
-    backbone_path = (
-        find_model(config.backbone, launch) if config.backbone else base_path(examined.folder, launch)
-    )
-    backbone = Backbone.load(backbone_path, config.model, name=model_name(backbone_path, launch))
-    return RewardScorer.attach(backbone, examined.folder)
+    return Examined(name, folder, manifest, found)
 
 
 def notes(found: Gathered, examined: Examined, snapshot: Path | None, trained_on: Path | None) -> list[str]:

@@ -98,6 +98,26 @@ def length_words(metrics: Metrics) -> str:
     return share + accuracies + correlation
 
 
+def rater_words(result: Mapping[str, Any]) -> str:
+    figures = result["raters"]
+    found = figures["contradictions"]
+    if found["conflict_share"] is None:
+        text = "No two answers decided about the same completions: whether raters contradict each other is not known."
+    else:
+        text = (
+            f"Of {found['num_repeated']} pairs of completions that were decided more than once, "
+            f"{100 * found['conflict_share']:.1f} % were decided in both ways."
+        )
+    if found["cycle_share"] is not None:
+        text += (
+            f" Of {found['num_triples']} triples that were compared in all three ways {found['num_cycles']} go round "
+            f"({100 * found['cycle_share']:.1f} %; coins would make 25 %)."
+        )
+    if figures["note"]:
+        text += f" Reliabilities could not be estimated: {figures['note']}."
+    return text
+
+
 def calibration_words(metrics: Metrics) -> str:
     low, high = metrics["overconfidence_low"], metrics["overconfidence_high"]
     surplus = 100 * metrics["overconfidence"]

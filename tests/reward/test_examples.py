@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from reward.examples import (
     merge_comparisons,
     merge_scores,
     merge_thumbs,
+    posterior_comparisons,
 )
 from reward.heads import Heads, resampled
 from reward.losses import comparison_loss
@@ -142,6 +144,64 @@ def test_raters_count_by_their_weight_and_ties_can_be_left_out() -> None:
     (found,) = merged(RATINGS[:3], weigh, label_smoothing=0.0, with_ties=False)
     assert found.outcome == (1.0, 0.0, 0.0)
     assert merged(RATINGS[1:2], weigh) == []
+
+
+def posterior(pairs: list[Pair], weigh: Any = lambda annotator: 1.0, **changes: Any) -> list[Comparison]:
+    options: dict[str, Any] = {
+        "use_weights": True,
+        "with_ties": True,
+        "label_smoothing": 0.0,
+        "margin_scale": 0.0,
+    }
+    return posterior_comparisons(pairs, FAMILY, weigh, math.log(3), **options | changes)
+
+
+def test_posteriors_by_hand() -> None:
+    """Raters of weight 1 are right with 3/4 (log-odds ln 3), one of weight 2 with 9/10.
+
+    0 over 1 twice: log-odds ln 9, P = 9/10, of which 8/10 is sure. 2 over 3 once: 3/4, of which 1/2. 4 and 5 were
+    chosen once each: nothing. 6 over 7 by one, 7 over 6 by the rater of weight 2: ln 3 for 7, 1/2. The weights 0.8, 0.5
+    and 0.5 are scaled to those of all answers, 2 + 1 + 2 + 3 = 8.
+    """
+    weigh = {"a": 1.0, "b": 1.0, "c": 2.0}.__getitem__
+    pairs = [
+        *[pair(0, 1, annotator_id="a"), pair(0, 1, annotator_id="b")],
+        pair(3, 2, annotator_id="a"),
+        *[pair(4, 5, annotator_id="a"), pair(5, 4, annotator_id="b")],
+        *[pair(6, 7, annotator_id="a"), pair(7, 6, annotator_id="c")],
+    ]
+    found = posterior(pairs, weigh)
+    assert [e.rows for e in found] == [(0, 1), (2, 3), (6, 7)]
+    assert [e.outcome for e in found] == [(1, 0, 0), (0, 0, 1), (0, 0, 1)]
+    assert [e.weight for e in found] == pytest.approx([8 * w / 1.8 for w in (0.8, 0.5, 0.5)])
+    # smoothing moves a tenth of the winner's share to the other side
+    (smooth,) = posterior(pairs[2:3], weigh, label_smoothing=0.1)
+    assert smooth.outcome == pytest.approx((0.1, 0, 0.9))
+
+
+def test_posteriors_keep_ties_margins_and_weights() -> None:
+    """Two for 0 (strengths 3 and 1), one tie, one without a say: the tie has 1/3 of the weight, log-odds ln 9 make 0.8
+    of the other 2/3 sure. The margin is (3 + 1) / 3 for 0. All say the same of 2 and 3, whose weights are halved."""
+    weigh = {"a": 1.0, "b": 1.0, "c": 1.0, "coin": 0.0}.__getitem__
+    pairs = [
+        *[pair(0, 1, annotator_id="a", margin=3.0), pair(0, 1, annotator_id="b", margin=1.0)],
+        *[pair(1, 0, annotator_id="c", tie=True), pair(1, 0, annotator_id="coin", margin=3.0)],
+        *[pair(3, 2, annotator_id=name, margin=2.0, weight=0.5) for name in "ab"],
+    ]
+    one, other = posterior(pairs, weigh, margin_scale=0.5)
+    total = 1 / 3 + 0.8 * 2 / 3
+    assert one.outcome == pytest.approx((0.8 * 2 / 3 / total, 1 / 3 / total, 0))
+    assert one.margin == pytest.approx(0.5 * 4 / 3)
+    assert other.margin == pytest.approx(-0.5 * 2)
+    assert other.weight / one.weight == pytest.approx(0.8 * 0.5 / total)
+    assert one.weight + other.weight == pytest.approx(3 + 2 * 0.5)
+    (alone,) = posterior(pairs[:4], weigh, with_ties=False)
+    assert alone.outcome == (1, 0, 0)
+    # an outvoted rater's strength is no margin against the winner: (1 + 1 - 3) / 3 counts as 0
+    outvoted = [pair(0, 1, annotator_id=name, margin=1.0) for name in "ab"]
+    outvoted.append(pair(1, 0, annotator_id="c", margin=3.0))
+    assert posterior(outvoted, weigh, margin_scale=1.0)[0].margin == 0
+    assert posterior([pair(0, 1), pair(1, 0)]) == []
 
 
 def test_scores_are_means_of_raters_in_deviations() -> None:

@@ -60,6 +60,8 @@ def test_weights_by_hand():
     assert reliability[:4] == pytest.approx([1, 1, 1, 0], abs=1e-3)
     assert reliability[4] is None
     assert report.note == ""
+    # a weight of 1 stands for the mean log-odds
+    assert report.nats == pytest.approx(1 / scale, abs=1e-3)
     assert sum(r.weight * r.num_answers for r in report.raters) / 130 == pytest.approx(1)
     assert report.weight_of("somebody else") == 1.0
     assert report.rows()[3]["annotator_id"] == "d"
@@ -98,6 +100,42 @@ def test_dawid_skene_finds_the_order_of_the_raters():
     assert [r.reliability for r in report.raters] == pytest.approx(list(SKILLS.values()), abs=0.06)
 
 
+def test_standard_errors_by_hand():
+    """Two raters agree on 60 pairs and disagree on 20. Both are right with p where p^2 + (1 - p)^2 = 3/4, so that
+    p (1 - p) = 1/8 and p = 0.854; with the half answers of either kind that the fit adds, a little less.
+
+    Where they agree, they are right with p^2 / (3/4), and each one's score is (that - p) / (p (1 - p)), the same for
+    both; where they disagree either is right with one half, (1/2 - p) / (p (1 - p)). The scores of the two are always
+    equal, so that only the sum of the reliabilities is known: all but the prior's information lies in one direction.
+    With J = 60 s1^2 + 20 s2^2 in every cell and the prior's c on the diagonal the variance is (c + J) / (c (c + 2 J)).
+    """
+    pairs = []
+    for i in range(80):
+        pairs.append(said(2 * i, 2 * i + 1, "a"))
+        pairs.append(said(2 * i, 2 * i + 1, "b") if i % 4 else said(2 * i + 1, 2 * i, "b"))
+    one, other = rater_weights(pairs, "dawid-skene").raters
+    assert one.reliability == pytest.approx(0.854, abs=0.01)
+    p = (one.reliability * 80 + 0.5) / 81
+    agree = p * p / (p * p + (1 - p) * (1 - p))
+    s1, s2 = (agree - p) / (p * (1 - p)), (0.5 - p) / (p * (1 - p))
+    J, c = 60 * s1 * s1 + 20 * s2 * s2, 0.5 / p**2 + 0.5 / (1 - p) ** 2
+    expected = math.sqrt((c + J) / (c * (c + 2 * J)))
+    assert one.reliability_se == pytest.approx(expected, rel=0.03)
+    assert other.reliability_se == pytest.approx(one.reliability_se, rel=1e-6)
+
+
+def test_standard_errors_are_how_far_the_estimates_stray():
+    """15 draws of four raters: (estimate - truth) / standard error has deviation 1, within 3 of its own errors."""
+    skills = {"a": 0.9, "b": 0.8, "c": 0.7, "d": 0.6}
+    moves = []
+    for seed in range(15):
+        for rater in rater_weights(skilled(skills, 200, 3, seed), "dawid-skene").raters:
+            moves.append((rater.reliability - skills[rater.annotator_id]) / rater.reliability_se)
+    # 60 values: the error of a deviation is 1 / sqrt(120) = 0.09, a little more since raters of a draw move together
+    assert np.std(moves) == pytest.approx(1.0, abs=0.3)
+    assert abs(np.mean(moves)) < 0.5
+
+
 def test_crowd_bt_finds_the_order_where_completions_are_compared_often():
     """Eight completions a prompt, each two compared once: seven comparisons of each, none of a pair twice."""
     rng = np.random.default_rng(0)
@@ -109,7 +147,9 @@ def test_crowd_bt_finds_the_order_where_completions_are_compared_often():
             name = str(rng.choice(list(SKILLS)))
             i, j = (i, j) if first_wins == (rng.random() < SKILLS[name]) else (j, i)
             pairs.append(said(8 * prompt + i, 8 * prompt + j, name))
-    assert_in_order(rater_weights(pairs, "crowd-bt"))
+    report = rater_weights(pairs, "crowd-bt")
+    assert_in_order(report)
+    assert {rater.reliability_se for rater in report.raters} == {None}
     nothing = rater_weights(pairs, "dawid-skene")
     assert "no two raters judged the same" in nothing.note
     assert {rater.weight for rater in nothing.raters} == {1.0}
@@ -137,6 +177,7 @@ def test_where_all_are_at_chance_or_no_method_is_asked_for():
     report = rater_weights(pairs, "dawid-skene")
     assert [r.weight for r in report.raters] == [1, 1]
     assert "better than chance" in report.note
+    assert report.nats is None
     plain = rater_weights(pairs, "none")
     assert [(r.weight, r.reliability, r.num_answers) for r in plain.raters] == [(1, None, 2)] * 2
     assert plain.note == ""

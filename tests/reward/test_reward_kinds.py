@@ -315,7 +315,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
     write_rows(workspace.workspace / "preferences.jsonl", planted_rows(160))
     config = reward_config(num_epochs=1, lora={"r": 4, "alpha": 8})
     whole = trained(workspace, config, "whole")
-    last_hidden = Sequences.last_hidden
+    last_hidden, trunk = Sequences.last_hidden, Backbone.trunk
+    refused: list[int] = []
+
+    def narrow_trunk(self: Backbone, tokens_BS: torch.Tensor) -> torch.Tensor:
+        if tokens_BS.numel() > 400:
+            refused.append(tokens_BS.numel())
+            raise torch.OutOfMemoryError("planted")
+        return trunk(self, tokens_BS)
 
     def narrow(self: Sequences, role: str, batch: Any) -> Any:
         if batch.tokens_BS.numel() > 200 and torch.is_grad_enabled():
@@ -323,7 +330,11 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(
         return last_hidden(self, role, batch)
 
     monkeypatch.setattr(Sequences, "last_hidden", narrow)
+    monkeypatch.setattr(Backbone, "trunk", narrow_trunk)
     out = trained(workspace, config)
+    # the trunk's pass was halved until it fitted, and the steps began from there
+    assert refused == sorted(refused, reverse=True)
+    assert refused
     assert load_state(checkpoints(out / "checkpoints")[-1])["micro_batch_tokens"] <= 400
     assert read_metrics(out / "metrics.jsonl")[0] == pytest.approx(
         read_metrics(whole / "metrics.jsonl")[0], abs=1e-3

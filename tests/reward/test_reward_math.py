@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from reward.calibrate import calibration_error, fit_temperature, symmetric_probabilities
+from reward.calibrate import calibration_error, decided_logits, fit_temperature, symmetric_probabilities
 from reward.data import Pair
 from reward.evaluate import accuracy, differences, rater_agreement, report
+from reward.score import RewardScale
 from rlhf.core.records import Preference
 
 
@@ -28,19 +29,59 @@ def test_calibration_recovers_a_known_temperature(temperature: float) -> None:
     gaps = np.abs(generator.normal(size=20_000)) * 3
     first_wins = generator.random(20_000) < expit(gaps / temperature)
     differences_of_chosen = np.where(first_wins, gaps, -gaps)
-    found = fit_temperature(differences_of_chosen, np.ones(20_000))
+    found, _ = fit_temperature(differences_of_chosen, np.zeros(20_000))
     assert found == pytest.approx(temperature, rel=0.05)
-    assert calibration_error(differences_of_chosen, found) < 0.02
-    assert calibration_error(differences_of_chosen, temperature * 5) > 0.05
+    assert calibration_error(differences_of_chosen / found) < 0.02
+    assert calibration_error(differences_of_chosen / temperature / 5) > 0.05
 
 
 def test_calibration_is_bounded_where_the_data_say_too_much() -> None:
-    assert fit_temperature(np.array([1.0, 2.0]), np.ones(2)) == pytest.approx(0.05, rel=0.01)
-    assert fit_temperature(np.array([-1.0, -2.0]), np.ones(2)) == pytest.approx(20, rel=0.01)
+    decided = np.zeros(2)
+    assert fit_temperature(np.array([1.0, 2.0]), decided)[0] == pytest.approx(0.05, rel=0.01)
+    assert fit_temperature(np.array([-1.0, -2.0]), decided)[0] == pytest.approx(20, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["davidson", "rao-kupper"])
+def test_temperature_and_tie_logit_are_found_together(kind: Any) -> None:
+    """Outcomes drawn from the loss's own probabilities at temperature 2 and tie logit -0.4, with scores of any unit."""
+    generator = np.random.default_rng(1)
+    d, tie_logit = generator.normal(size=30_000), -0.4
+    if kind == "davidson":
+        weight = np.stack([np.exp(d / 2), np.full(len(d), np.exp(tie_logit)), np.exp(-d / 2)])
+        first, tie, _ = weight / weight.sum(0)
+    else:
+        eta = np.log1p(np.exp(tie_logit))
+        first = expit(d - eta)
+        tie = 1 - first - expit(-d - eta)
+    draw = generator.random(len(d))
+    said_tie = (draw >= first) & (draw < first + tie)
+    of_chosen = np.where(draw < first, d, np.where(said_tie, d, -d))
+    temperature, found = fit_temperature(2 * of_chosen, said_tie, kind, 1.0)
+    assert temperature == pytest.approx(2, rel=0.05)
+    assert found == pytest.approx(tie_logit, abs=0.05)
+    decided = ~said_tie
+    logits = decided_logits(kind, of_chosen[decided], tie_logit)
+    assert calibration_error(logits) < 0.02
+    # without any tie nothing is learned about them, and the temperature is that of who wins
+    temperature, kept = fit_temperature(2 * of_chosen[decided], said_tie[decided], kind, tie_logit)
+    assert temperature == pytest.approx(2, rel=0.08)
+    assert kept == tie_logit
+
+
+def test_who_wins_where_one_does() -> None:
+    """Rao-Kupper with theta = e^eta = 2 at a difference of ln 4: P(first) = 4 / (4 + 2) = 2/3, P(second) =
+    1 / (1 + 2 * 4) = 1/9, so 6 to 1. Davidson's tie takes alike from both: 4 to 1."""
+    d, tie_logit = np.array([math.log(4), 0.0, -math.log(4)]), math.log(math.expm1(math.log(2)))
+    assert decided_logits("rao-kupper", d, tie_logit).tolist() == pytest.approx(
+        [math.log(6), 0, -math.log(6)]
+    )
+    assert decided_logits("davidson", d, tie_logit).tolist() == d.tolist()
+    scale = RewardScale(0.0, 1.0, 2.0, tie_logit=tie_logit, pair_loss="rao-kupper")
+    assert scale.logits(2 * d).tolist() == pytest.approx([math.log(6), 0, -math.log(6)])
 
 
 def test_each_comparison_is_seen_from_both_sides() -> None:
-    probabilities, outcomes = symmetric_probabilities(np.array([math.log(3) * 2]), 2.0)
+    probabilities, outcomes = symmetric_probabilities(np.array([math.log(3)]))
     assert probabilities.tolist() == pytest.approx([0.75, 0.25])
     assert outcomes.tolist() == [1, 0]
 
@@ -74,5 +115,5 @@ def test_agreement_is_over_pairs_of_different_raters() -> None:
 
 
 def test_report_of_nothing_but_ties_has_no_accuracy() -> None:
-    found = report(np.zeros(2), [pair(0, 1, tie=True)], 1.0, seed=0)
+    found = report(np.zeros(2), [pair(0, 1, tie=True)], RewardScale(0.0, 1.0, 1.0), seed=0)
     assert found == {"num_pairs": 1, "num_ties": 1}

@@ -17,16 +17,17 @@ from reward.assess.slices import Slice, length_bins, slices, thirds, worst
 from reward.calibrate import brier_scores, log_losses
 from reward.data import Pair
 from reward.evaluate import attainable_accuracy, correctness, majority_accuracy
+from reward.score import RewardScale
 from rlhf.core.stats import Interval
 
 Compare = Callable[..., Pair]
 
 
 def test_brier_and_log_loss_by_hand() -> None:
-    # a difference of 2 ln 3 at temperature 2 is P = 3/4: Brier (1/4)^2, log-loss ln(4/3); its mirror: (3/4)^2, ln 4
-    delta = np.array([2 * math.log(3), -2 * math.log(3), 0.0])
-    assert brier_scores(delta, 2.0).tolist() == pytest.approx([1 / 16, 9 / 16, 1 / 4])
-    assert log_losses(delta, 2.0).tolist() == pytest.approx([math.log(4 / 3), math.log(4), math.log(2)])
+    # log-odds of ln 3 are P = 3/4: Brier (1/4)^2, log-loss ln(4/3); its mirror: (3/4)^2, ln 4
+    logits = np.array([math.log(3), -math.log(3), 0.0])
+    assert brier_scores(logits).tolist() == pytest.approx([1 / 16, 9 / 16, 1 / 4])
+    assert log_losses(logits).tolist() == pytest.approx([math.log(4 / 3), math.log(4), math.log(2)])
 
 
 def test_majority_counts_each_rater_once_and_each_pair_once(compare: Compare) -> None:
@@ -217,7 +218,7 @@ def test_a_constant_reward_knows_nothing(compare: Compare, pool: Any) -> None:
     figures = length_bias(scores, pairs, tokens, correct, seed=0)
     assert figures["length_correlation"] is None
     assert figures["longer_by_model"] == 0.5
-    calibrated = calibration(scores, pairs, pairs, 1.0, 0)
+    calibrated = calibration(scores, pairs, pairs, RewardScale(0.0, 1.0, 1.0), 0)
     assert calibrated["brier"] == pytest.approx(0.25)
     assert calibrated["log_loss"] == pytest.approx(math.log(2))
     assert calibrated["ece"] == pytest.approx(0.0)
@@ -230,14 +231,14 @@ def test_calibration_by_hand(compare: Compare) -> None:
     scores = np.zeros(8)
     for pair in pairs:
         scores[pair.chosen if pair.preference.chosen[0].content == "a" else pair.rejected] = math.log(3)
-    figures = calibration(scores, pairs, pairs, 1.0, 0)
+    figures = calibration(scores, pairs, pairs, RewardScale(0.0, 1.0, 1.0), 0)
     assert figures["ece"] == pytest.approx(0.0)
     assert figures["mean_confidence"] == pytest.approx(0.75)
     assert figures["overconfidence"] == pytest.approx(0.0)
     # three of (1/4)^2, one of (3/4)^2
     assert figures["brier"] == pytest.approx((3 / 16 + 9 / 16) / 4)
     # at three times the score the model is too sure: P = 27/28 against 0.75
-    tripled = calibration(3 * scores, pairs, pairs, 1.0, 0)
+    tripled = calibration(3 * scores, pairs, pairs, RewardScale(0.0, 1.0, 1.0), 0)
     assert tripled["overconfidence"] == pytest.approx(27 / 28 - 0.75)
     assert tripled["ece"] == pytest.approx(27 / 28 - 0.75)
 
@@ -259,7 +260,7 @@ def test_calibration_by_number_of_raters(compare: Compare) -> None:
             scores_of[row] = math.log(3) if text[0].content == "a" else 0.0
     scores = np.array([scores_of[row] for row in range(len(scores_of))])
     decided = [pair for pair in [*pairs, *three] if not pair.preference.tie]
-    table = calibration(scores, [*pairs, *three], decided, 1.0, 0)["by_raters"]
+    table = calibration(scores, [*pairs, *three], decided, RewardScale(0.0, 1.0, 1.0), 0)["by_raters"]
     assert [(row["ratings"], row["n"]) for row in table] == [(1, 20), (2, 20), ("other", 1)]
     for row in table[:2]:  # 3/4 where the votes say 1/2
         assert row["ece"] == pytest.approx(0.25)

@@ -112,6 +112,10 @@ def test_the_whole_report(
     assert metrics["accuracy_random"] == 0.5
     assert metrics["set_bench"] > 0.6
     assert {"length", "annotator"} <= {row["kind"] for row in result["slices"]}
+    # bob errs in 18 of the 120 prompts (every seventh), in whatever split they are
+    assert metrics["rater_conflict_share"] == pytest.approx(18 / 120)
+    ann, bob = result["raters"]["rows"]
+    assert (ann["num_answers"], ann["weight"], bob["agreement"]) == (120, 1.0, pytest.approx(102 / 120))
     kinds = {row["kind"] for row in result["adversarial"]["kinds"]}
     assert {"empty", "other_prompt", "garbage", "capitals"} <= kinds
     assert "praised" in result["adversarial"]["missing"]  # too long for the tiny context
