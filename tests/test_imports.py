@@ -33,11 +33,15 @@ MAY_IMPORT = {
     "sft": {"rlhf.core (torch-free)", "rlhf.core"},
     "reward": {"rlhf.core (torch-free)", "rlhf.core"},
     "rlhf.ppo": {"rlhf.core (torch-free)", "rlhf.core", "reward"},
-    "rlhf.loop": {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo", "feedback_app"},
+    "rlhf.preference": {"rlhf.core (torch-free)", "rlhf.core", "reward", "rlhf.ppo"},
+    "rlhf.loop": {
+        *("rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo", "rlhf.preference", "feedback_app"),
+    },
 }
 MAY_IMPORT["rlhf.doctor"] = {"rlhf.core (torch-free)", "feedback_app"}
 MAY_IMPORT["rlhf.plan"] = {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo"}
 MAY_IMPORT["rlhf.after"] = {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo"}
+MAY_IMPORT["rlhf.serve"] = {*MAY_IMPORT["rlhf.loop"], "rlhf.loop"}
 MAY_IMPORT["rlhf.demo"] = {*MAY_IMPORT["rlhf.loop"], "rlhf.loop"}
 MAY_IMPORT["rlhf.cli"] = {*MAY_IMPORT["rlhf.demo"], "rlhf.demo"}
 
