@@ -49,6 +49,13 @@ class PPOConfig(Settings):
         (),
         description="instead of reward: terms of a weighted sum, each with source, weight, name, normalize",
     )
+    init_adapter: str | None = Field(
+        None,
+        description="ppo run or adapter directory on the backbone that the policy begins as; default new",
+    )
+    reference_adapter: str | None = Field(
+        None, description="the same kinds: what KL is measured from in place of the backbone"
+    )
     prompts: str | None = Field(None, description="JSONL of prompts to train on")
     eval_prompts: str | None = Field(None, description="JSONL of held-out prompts, sampled every eval_every")
 

@@ -22,6 +22,7 @@ from rlhf.ppo.completions import CompletionBatch, Completions
 from rlhf.ppo.config import PPOConfig
 
 POLICY, VALUE = "policy", "value"
+ANCHOR = "anchor"  # a frozen adapter that KL is measured from, where there is one, instead of the backbone
 
 # Mean difference between the sampler and the recomputation beyond which the sampler is not used: of the
 # log-probabilities in nats per token, of the trunk states as a share of their mean size.
@@ -85,7 +86,7 @@ def measure(
         check()
         batch = completions.batch([own[place] for place in places])
         where = batch.rows_N, batch.columns_N
-        hidden_NH = completions.hidden(REFERENCE, batch)
+        hidden_NH = completions.hidden(ANCHOR if ANCHOR in backbone.roles else REFERENCE, batch)
         ref_BT[where] = token_logprobs_of(backbone, completions, batch, hidden_NH, config)[0]
         if not keep:
             hidden_NH = completions.hidden(POLICY, batch)

@@ -8,7 +8,8 @@
 Departures from the papers: one frozen backbone with adapters instead of four models; the value head sits on
 the policy's hidden states (`value_adapter` gives it its own); scores are normalised by the reward stage's
 mean and deviation unless the run's own are asked for; everything random is a function of (seed, iteration),
-so resume needs no generator state.
+so resume needs no generator state. A further round may begin as an earlier policy (`init_adapter`) and measure KL
+from one (`reference_adapter`).
 
 Logged per iteration: `score` raw output of the reward, `score/NAME` that of each term of a weighted sum,
 `score_normalized` what is maximised (after normalising, clipping and penalties; `score_mean` and `score_std`
@@ -36,13 +37,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.core.adapters import load_role_weights, role_weights, save_policy
+from rlhf.core.adapters import (
+    VALUE_HEAD_FILE,
+    WEIGHTS_FILE,
+    load_adapter,
+    load_role_tensors,
+    load_role_weights,
+    load_tensors,
+    read_adapter_config,
+    role_weights,
+    save_policy,
+)
 from rlhf.core.backbone import Backbone
+from rlhf.core.chat import first_line
 from rlhf.core.checkpoint import StateCheckpoints
+from rlhf.core.config import Settings
 from rlhf.core.errors import CheckpointError, Stopped
 from rlhf.core.files import write_jsonl
 from rlhf.core.guards import SignalGuard, TokenBudget, require_finite, require_finite_parameters
-from rlhf.core.inputs import find_model, find_path, model_name, required
+from rlhf.core.inputs import find_adapter, find_model, find_path, model_name, required
 from rlhf.core.metrics import progress, read_metrics
 from rlhf.core.optim import make_optimizer, make_schedule
 from rlhf.core.processes import ALONE, Processes, start_processes
@@ -53,7 +66,7 @@ from rlhf.core.stopping import StopRule
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.evaluate import evaluate, summarize
 from rlhf.ppo.kl import KLController, k3
-from rlhf.ppo.measure import POLICY, VALUE
+from rlhf.ppo.measure import ANCHOR, POLICY, VALUE
 from rlhf.ppo.picture import RunPicture
 from rlhf.ppo.prompts import EncodedPrompt, PromptStream, load_prompts
 from rlhf.ppo.rewards import Reward, RewardSources, check_prompts
@@ -72,20 +85,35 @@ def run(config: PPOConfig, launch: Launch) -> None:
     Started by `accelerate launch` or `torchrun` it is one process of several: see `rlhf.core.processes`.
     """
     with start_processes(config.model.device) as processes:
-        _run(config, launch, processes)
+        run_with(PPOTrainer, config, config, launch, processes)
 
 
-def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
+def run_with(
+    make_trainer: Callable[..., PPOTrainer],
+    config: PPOConfig,
+    settings: Settings,
+    launch: Launch,
+    processes: Processes = ALONE,
+    *,
+    stage: str = "ppo",
+) -> None:
+    """A run of `PPOTrainer` or of something made of it. settings: those that the run's directory records."""
     model_settings = config.model.model_copy(update={"device": processes.device})
     mesh = device_mesh(processes) if config.shard_base else None
     backbone_path = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
     sources = RewardSources.find(config, launch)
     prompts_path = find_path(required(config.prompts, "prompts", "a JSONL of prompts"), launch)
     eval_path = find_path(config.eval_prompts, launch) if config.eval_prompts else None
-    out = launch.out or Workspace(launch.workspace).runs / "ppo"
+    out = launch.out or Workspace(launch.workspace).runs / stage
+    adapters = {
+        name: find_adapter(text, launch)
+        for name, text in (("init", config.init_adapter), ("reference", config.reference_adapter))
+        if text
+    }
 
     named = {
         "backbone": Path(backbone_path),
+        **{f"{name}_adapter": path for name, path in adapters.items()},
         "prompts": prompts_path,
         "eval_prompts": eval_path,
         **sources.parents,
@@ -97,6 +125,8 @@ def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
         if mesh is not None:
             backbone.shard(processes, mesh, [POLICY, VALUE] if config.value_adapter else [POLICY])
         StopRule(backbone.codec, config.sampling)  # refuses a stop token that the model does not have
+        if "reference" in adapters:
+            load_adapter(backbone, ANCHOR, adapters["reference"], base_name=backbone.name, scalar_head=False)
         prompts = _read_prompts(prompts_path, backbone, config)
         eval_prompts = _read_prompts(eval_path, backbone, config) if eval_path else []
         reward, eval_reward = sources.load(backbone, launch)
@@ -109,23 +139,25 @@ def _run(config: PPOConfig, launch: Launch, processes: Processes) -> None:
         backbone, prompts, *_ = load()
         episodes = config.num_iterations * config.num_prompts * config.samples_per_prompt
         print(
-            f"ppo: would sample {episodes} completions for {len(prompts)} prompts from {backbone.name} into {out}"
+            f"{stage}: would sample {episodes} completions for {len(prompts)} prompts from {backbone.name} into {out}"
         )
         return
     # Opened before the model is loaded: a second launcher and a finished run are answered at once.
-    with _open_run(out, config, launch, parents, processes) as record:
+    with _open_run(out, stage, settings, config.seed, launch, parents, processes) as record:
         if record.finished:
-            processes.say(f"ppo: {out} is already finished")
+            processes.say(f"{stage}: {out} is already finished")
             return
         with processes.together():
             backbone, prompts, eval_prompts, reward, eval_reward = load()
             record.begin()
         longest = max(len(encoded.ids) for encoded in [*prompts, *eval_prompts])
         max_tokens = longest + config.sampling.max_completion_tokens
-        trainer = PPOTrainer(
+        trainer = make_trainer(
             backbone, reward, config, max_tokens=max_tokens, eval_reward=eval_reward, processes=processes
         )
-        processes.say(f"ppo: {trainer.trunk_note}")
+        processes.say(f"{stage}: {trainer.trunk_note}")
+        if "init" in adapters:
+            trainer.begin_as(adapters["init"])
         train(trainer, PromptStream(prompts, config.seed), eval_prompts, record)
 
 
@@ -136,20 +168,20 @@ def train(
 
     All processes go through it; what is written, rank 0 writes.
     """
-    config, processes = trainer.config, trainer.processes
-    checkpoints = StateCheckpoints(record.path / CHECKPOINTS, "ppo", keep=config.keep_checkpoints)
+    config, processes, stage = trainer.config, trainer.processes, trainer.stage
+    checkpoints = StateCheckpoints(record.path / CHECKPOINTS, stage, keep=config.keep_checkpoints)
     with processes.together():
         state = checkpoints.newest() if record.resuming and processes.is_main else None
     if (state := processes.from_main(state)) is not None:
         trainer.load_state_dict(state)
-    picture = RunPicture(record.path, config)
+    picture = RunPicture(record.path, config, stage)
     if processes.is_main:
         # Row 0 is the evaluation before training; it is written again when nothing has been trained yet.
         record.metrics.truncate_after(trainer.iteration or -1)
     boundary = trainer.state_dict()
     with (
         SignalGuard(echo_s=LAUNCHER_ECHO_S if processes.size > 1 else 0.0) as guard,
-        progress("iterations", config.num_iterations, stage="ppo", silent=not processes.is_main) as tracker,
+        progress("iterations", config.num_iterations, stage=stage, silent=not processes.is_main) as tracker,
     ):
         tracker.advance(trainer.iteration)
         try:
@@ -191,7 +223,7 @@ def train(
             raise
     if trainer.watch.ended and trainer.iteration < config.num_iterations:
         processes.say(
-            f"ppo: ended at iteration {trainer.iteration} of {config.num_iterations}: {trainer.watch.ended}"
+            f"{stage}: ended at iteration {trainer.iteration} of {config.num_iterations}: {trainer.watch.ended}"
         )
     trainer.restore_best()
     with processes.together():
@@ -201,24 +233,28 @@ def train(
 
 def _finish(trainer: PPOTrainer, record: Run, picture: RunPicture) -> None:
     """Write what the run was for: the adapter, the last picture, the manifest with the last figures."""
-    save_policy(trainer.backbone.roles[POLICY], record.path / "adapter", trainer.backbone)
-    if VALUE in trainer.backbone.roles:
-        save_policy(trainer.backbone.roles[VALUE], record.path / "value", trainer.backbone)
+    trainer.save(record.path)
     picture.draw(trainer.best_iteration, final=True)
     final = read_metrics(record.path / METRICS)[-1]
-    record.finish(final | {"best_iteration": trainer.best_iteration})
-    print(f"ppo: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}")
+    record.finish(final | {"best_iteration": trainer.best_iteration} | trainer.final_figures())
+    print(f"{trainer.stage}: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}")
 
 
 def _open_run(
-    out: Path, config: PPOConfig, launch: Launch, parents: dict[str, Path], processes: Processes
+    out: Path,
+    stage: str,
+    settings: Settings,
+    seed: int,
+    launch: Launch,
+    parents: dict[str, Path],
+    processes: Processes,
 ) -> Run:
     """`Run.open` by rank 0; the others follow its answer."""
     record, found = None, None
     with processes.together():
         if processes.is_main:
             record = Run.open(
-                out, stage="ppo", settings=config, launch=launch, parents=parents, seed=config.seed
+                out, stage=stage, settings=settings, launch=launch, parents=parents, seed=seed
             )
             found = (record.path, record.finished, record.resuming)
     path, finished, resuming = processes.from_main(found) or (out, False, False)
@@ -230,6 +266,8 @@ class PPOTrainer:
 
     A script of one's own makes one and calls `collect`, `targets`, `update`, `finish_iteration`.
     """
+
+    stage = "ppo"
 
     def __init__(
         self,
@@ -270,6 +308,25 @@ class PPOTrainer:
         self.watch = Watch(config)
         self.iteration = 0
         self.best: dict[str, Tensor] | None = None
+
+    def begin_as(self, folder: Path) -> None:
+        """Start from a saved policy, with its value head where it has one of the kind that is trained here.
+
+        Raises CheckpointError where it does not fit: another backbone, rank, or share of layers.
+        """
+        role = self.backbone.roles[POLICY]
+        base = read_adapter_config(folder).get("base_model_name_or_path")
+        if base != self.backbone.name:
+            raise CheckpointError(
+                f"{folder}: was trained on the backbone {base!r}; expected {self.backbone.name!r}"
+            )
+        load_role_tensors(role, load_tensors(folder / WEIGHTS_FILE), str(folder))
+        head = folder / VALUE_HEAD_FILE
+        if role.head is not None and head.is_file():
+            try:
+                role.head.load_state_dict(load_tensors(head))
+            except RuntimeError as error:
+                raise CheckpointError(f"{head}: does not fit ({first_line(error)})") from error
 
     # ---- the steps of an iteration -----------------------------------------------------------------------
 
@@ -372,10 +429,20 @@ class PPOTrainer:
             write_jsonl(record.path / "samples" / f"iteration-{self.iteration:06d}.jsonl", result.samples)
         is_best, alarm = self.watch.see(self.iteration, result)
         if self.watch.alarm:
-            self.processes.say(f"ppo: alarm at iteration {self.iteration}: {self.watch.alarm}")
+            self.processes.say(f"{self.stage}: alarm at iteration {self.iteration}: {self.watch.alarm}")
         if is_best:
             self.best = role_weights(self.backbone.roles[POLICY])
         return result.figures | alarm
+
+    def final_figures(self) -> dict[str, float]:
+        """What the manifest says beside the last row of the metrics."""
+        return {}
+
+    def save(self, folder: Path) -> None:
+        """folder/adapter, and folder/value where the value head has an adapter of its own."""
+        save_policy(self.backbone.roles[POLICY], folder / "adapter", self.backbone)
+        if VALUE in self.backbone.roles:
+            save_policy(self.backbone.roles[VALUE], folder / "value", self.backbone)
 
     # ---- state -------------------------------------------------------------------------------------------
 
