@@ -365,7 +365,7 @@ def _describe(
         backbone=known.get("backbone"),
         snapshot=known.get("snapshot"),
         settings=settings.model_dump(mode="json"),
-        code_commit=_code_commit(),
+        code_commit=code_version(),
         seed=seed,
         packages=_package_versions(),
         hardware=_hardware(),
@@ -420,7 +420,7 @@ def _hardware() -> dict[str, Any]:
     return found
 
 
-def _code_commit() -> str:
+def code_version() -> str:
     """The git commit of a source checkout (with '+' for local changes), else the package version."""
     source = Path(__file__).resolve().parents[2]
     if (source / ".git").exists() and (source / "pyproject.toml").exists():

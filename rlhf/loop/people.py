@@ -93,7 +93,7 @@ def report(config: EvaluateConfig, launch: Launch, out: Path) -> None:
             print(f"evaluate: {out} is already finished")
             return
         waiting = json.loads((out / WAITING).read_text(encoding="utf-8"))
-        wins, open_places = _wins(waiting, config, launch)
+        wins, open_places = wins_so_far(waiting, config, launch)
         said = (
             f"pairs in project {waiting['project']}; rate them with `rlhf app`, then run this command again"
         )
@@ -116,7 +116,7 @@ def report(config: EvaluateConfig, launch: Launch, out: Path) -> None:
     print(f"evaluate: {line}{rest}")
 
 
-def _wins(waiting: dict[str, Any], config: EvaluateConfig, launch: Launch) -> tuple[dict[int, float], int]:
+def wins_so_far(waiting: dict[str, Any], config: EvaluateConfig, launch: Launch) -> tuple[dict[int, float], int]:
     """The candidate's mean score of each pair that was answered, and how many places are still open."""
     index = {pair["task_id"]: i for i, pair in enumerate(waiting["pairs"]) if pair["task_id"] is not None}
     scores: dict[int, list[float]] = {}

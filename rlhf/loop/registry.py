@@ -116,7 +116,7 @@ class Registry:
                 connection.execute(moved.values(path=self.workspace.relative(run)))
                 known = connection.execute(_SELECT.where(artifacts.c.sha256 == sha256)).one()
             return self._artifact(known)
-        ancestors = [self._find(connection, parent) for parent in parents.values()]
+        ancestors = [self.find(connection, parent) for parent in parents.values()]
         learned_simulated = (
             snapshot_id is not None
             and connection.execute(
@@ -143,12 +143,12 @@ class Registry:
                 insert(artifact_parents),
                 {"artifact_id": artifact_id, "parent_id": parent_id, "role": role},
             )
-        return self._find(connection, artifact_id)
+        return self.find(connection, artifact_id)
 
     def artifact(self, name: str) -> Artifact:
         """By id, unique beginning of an id, alias, or path of a run. Raises DataError naming the nearest."""
         with self.store.read() as connection:
-            return self._find(connection, name)
+            return self.find(connection, name)
 
     def artifacts(self) -> list[Artifact]:
         """All of them, the oldest first."""
@@ -156,7 +156,8 @@ class Registry:
             rows = connection.execute(_SELECT.order_by(artifacts.c.created_at, artifacts.c.artifact_id)).all()
         return [self._artifact(row) for row in rows]
 
-    def _find(self, connection: Connection, name: str) -> Artifact:
+    def find(self, connection: Connection, name: str) -> Artifact:
+        """`artifact` as a part of the caller's transaction."""
         row = connection.execute(_SELECT.where(artifacts.c.artifact_id == name)).first()
         row = row or _aliased(connection, name)
         if row is None:
@@ -239,7 +240,11 @@ class Registry:
     def alias(self, name: str) -> Artifact | None:
         """What a name points at, None for nothing."""
         with self.store.read() as connection:
-            row = _aliased(connection, name)
+            return self.alias_in(connection, name)
+
+    def alias_in(self, connection: Connection, name: str) -> Artifact | None:
+        """`alias` as a part of the caller's transaction."""
+        row = _aliased(connection, name)
         return None if row is None else self._artifact(row)
 
     def aliases(self) -> dict[str, Artifact]:

@@ -1,0 +1,90 @@
+"""`rlhf retrain`: one round if one is due (--once), or round after round until a signal comes (--watch)."""
+
+from __future__ import annotations
+
+import time
+
+from feedback_app.store.engine import Store
+from feedback_app.store.projects import project_settings
+from rlhf.core.errors import ConfigError, Stopped
+from rlhf.core.guards import SignalGuard
+from rlhf.core.inputs import find_path, require_one_process, required
+from rlhf.core.run import Launch, Workspace
+from rlhf.loop.retrain.config import RetrainConfig
+from rlhf.loop.retrain.leader import Leader
+from rlhf.loop.retrain.machine import Machine, MakeStages, Outcome
+from rlhf.loop.retrain.report import write_reports
+from rlhf.loop.retrain.rounds import Round, Rounds
+from rlhf.loop.retrain.stages import Stages
+from rlhf.loop.retrain.trigger import look
+
+TICK_S = 0.5
+
+
+def run(config: RetrainConfig, launch: Launch) -> None:
+    """Nothing due is no error; a rejected round is a result too. Raises BusyError where somebody retrains already."""
+    require_one_process("retrain")
+    check(config, launch)
+    with Store.open(launch.db, create=False) as store:
+        with store.read() as connection:
+            project_settings(connection, config.project)
+        if launch.dry_run:
+            last = Rounds(store).last_ended(config.project)
+            due = look(store, config, last)
+            print(f"retrain: would {'begin a round' if due.is_due else 'do nothing'}: {due.reason}")
+            return
+        with Leader(store) as leader:
+            if config.watch:
+                watch(config, launch, store, leader)
+            else:
+                print(f"retrain: {once(config, launch, store, leader).text}")
+
+
+def check(config: RetrainConfig, launch: Launch) -> None:
+    """Refuse what cannot work before anything begins. Raises ConfigError and DataError."""
+    if not (config.once or config.watch or launch.dry_run):
+        raise ConfigError("--once or --watch is required")
+    required(config.backbone, "backbone", "the supervised model that rounds begin from")
+    required(config.heldout, "heldout", "a JSONL of prompts on which candidate and champion are compared")
+    gates = config.gates
+    for name in (
+        *(config.heldout, config.prompts, config.eval_prompts),
+        *(gates.general_text, gates.safety_prompts, gates.safety_rules),
+    ):
+        if name is not None:
+            find_path(name, launch)
+
+
+def once(
+    config: RetrainConfig, launch: Launch, store: Store, leader: Leader, make_stages: MakeStages = Stages
+) -> Outcome:
+    """One look and what follows from it, with its report."""
+    workspace = Workspace(launch.workspace)
+
+    def report(found: Round) -> None:
+        write_reports(store, workspace, found)
+
+    machine = Machine(config, launch, store, leader, make_stages=make_stages, on_round=report)
+    return machine.once()
+
+
+def watch(config: RetrainConfig, launch: Launch, store: Store, leader: Leader) -> None:
+    """Look again and again. Raises Stopped when a signal comes; a round is then taken up by the next start."""
+    said = ""
+    print(f"retrain: watching project '{config.project}' as {leader.holder}", flush=True)
+    while True:
+        found = once(config, launch, store, leader)
+        if found.text != said or found.kind not in ("nothing", "waiting"):
+            print(f"retrain: {found.text}", flush=True)
+        said = found.text
+        with SignalGuard() as guard:
+            until = time.monotonic() + config.trigger.check_every_s
+            while time.monotonic() < until:
+                _no_signal(guard)
+                time.sleep(min(TICK_S, max(0.0, until - time.monotonic())))
+            _no_signal(guard)
+
+
+def _no_signal(guard: SignalGuard) -> None:
+    if guard.received is not None:
+        raise Stopped("stopped between two rounds; start it again to go on", guard.received)
