@@ -10,6 +10,7 @@ from reward.assess.slices import MIN_PAIRS, MIN_PROMPTS
 from rlhf.core import html, plots
 
 MAX_SLICES_SHOWN = 40
+MAX_RATERS_OPEN = 12
 MAX_TEXT = 240
 
 Result = Mapping[str, Any]
@@ -155,7 +156,7 @@ def _raters(result: Result) -> str:
             plots.Row(name, *_interval(row, "reliability")) for name, row in zip(names, measured, strict=True)
         ]
         picture = plots.interval_plot(
-            rows, "How often a rater names the better one", "estimated", reference=("chance", 0.5)
+            rows, "Reliability of the raters", "names the better one", reference=("chance", 0.5)
         )
         caption = "Reliability by Dawid-Skene with 1.96 standard errors to either side, from all splits."
         alt = "; ".join(
@@ -175,7 +176,8 @@ def _raters(result: Result) -> str:
         }
         for row in found
     ]
-    return text + (html.folded(f"The {len(table)} raters as a table", html.table(table)))
+    shown = html.table(table)
+    return text + (shown if len(table) <= MAX_RATERS_OPEN else html.folded(f"The {len(table)} raters", shown))
 
 
 def _length(result: Result) -> str:
