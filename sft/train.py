@@ -1,63 +1,86 @@
-"""`rlhf sft`: trl's SFTTrainer on tokens of our codec, a LoRA adapter, the best step merged into a model directory.
+"""`rlhf sft`: trl's SFTTrainer on tokens of our codec, one of nine methods, the best step saved.
 
     read -> split by prompt -> validation loss of the base -> train, validating as it goes
-         -> best adapter -> merged model directory, the backbone of the round
+         -> best step -> merged model directory, the backbone of the round; and a report
 
 Departures from SFTTrainer's defaults: tokens come from `ChatCodec`, so that what is trained is what is sampled
 later; validation loss is the mean over completion tokens, whatever the batches; a loss that is not finite
 stops the run; checkpoints are committed atomically, and nothing is reported to anybody.
 
 Logged per step: `loss` (nats per completion token of the batch), `grad_norm` before clipping, `lr`,
-`token_accuracy`. Logged per validation: `validation_loss` (nats per completion token; step 0 is the base).
+`token_accuracy`. Logged per validation: `validation_loss` (nats per completion token; step 0 is the base, with
+virtual tokens what they begin as) and, of several tasks, `validation_loss_NAME`.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import shutil
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
-from rlhf.core.adapters import load_role_tensors, save_policy
-from rlhf.core.backbone import Backbone, Role, resolve_device, right_padded
+from rlhf.core.adapters import load_adapter
+from rlhf.core.backbone import REFERENCE, Backbone, Role, resolve_device, right_padded
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import newest_valid
 from rlhf.core.errors import ConfigError
-from rlhf.core.files import atomic_folder, clear_folders
-from rlhf.core.guards import SignalGuard, require_finite_parameters
-from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
+from rlhf.core.guards import SignalGuard, TokenBudget, require_finite_parameters
+from rlhf.core.inputs import find_model, model_name, require_one_process, required
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.metrics import progress
 from rlhf.core.run import CHECKPOINTS, Launch, Run, Workspace
 from sft.config import SFTConfig
-from sft.data import Example, load_examples, split_examples
-from sft.trainer import make_trainer, pass_budget
-from sft.watch import Watch
+from sft.data import Example
+from sft.methods import (
+    add_method,
+    count_parameters,
+    let_go,
+    load_trained,
+    merges,
+    save_adapter,
+    save_merged,
+)
+from sft.packing import require_separation, to_rows
+from sft.report import Samples, draw_samples, write_report
+from sft.tasks import Task, find_data, load_tasks, mean_of_tasks, parents_of
+from sft.trainer import make_trainer, pass_budget, room_of
+from sft.watch import Validation, Watch
 
 ROLE = "policy"
 TRL = ".trl"  # where trl writes what Watch makes a checkpoint of
 
 
 def run(config: SFTConfig, launch: Launch) -> None:
-    """`rlhf sft`. Writes OUT/model, OUT/adapter, metrics and manifest; see `rlhf.core.run` for OUT."""
+    """`rlhf sft`. Writes OUT/model, OUT/adapter, report, metrics and manifest; see `rlhf.core.run` for OUT."""
     require_one_process("sft")
     if resolve_device(config.model.device).index:
         raise ConfigError(f"model.device is {config.model.device}; for sft set CUDA_VISIBLE_DEVICES instead")
     base_path = find_model(required(config.base, "base", "the model to tune"), launch)
-    data_path = find_path(required(config.data, "data", "a JSONL of demonstrations"), launch)
+    files = find_data(config, launch)
     out = launch.out or Workspace(launch.workspace).runs / "sft"
+
+    def load() -> tuple[Backbone, list[Task]]:
+        backbone = Backbone.load(base_path, config.base_settings, name=model_name(base_path, launch))
+        if config.packing:
+            require_separation(backbone)
+        return backbone, load_tasks(files, backbone.codec, config)
+
     if launch.dry_run:
-        backbone, train_set, validation_set, _ = _load(base_path, data_path, config, launch)
-        counts = f"{len(train_set)} demonstrations and validate on {len(validation_set)}"
-        print(f"sft: would tune {backbone.name} on {counts}, into {out}")
+        backbone, tasks = load()
+        num_train, num_held_out = (
+            sum(len(getattr(t, part)) for t in tasks) for part in ("train", "validation")
+        )
+        print(
+            f"sft: would tune {backbone.name} ({config.method}) on {num_train} demonstrations and validate on "
+            f"{num_held_out}, into {out}"
+        )
         return
-    parents = {"data": data_path} | ({"base": Path(base_path)} if Path(base_path).exists() else {})
+    parents = parents_of(files) | ({"base": Path(base_path)} if Path(base_path).exists() else {})
     # Opened before the model is loaded: a second launcher and a finished run are answered at once.
     with Run.open(
         out, stage="sft", settings=config, launch=launch, parents=parents, seed=config.seed
@@ -65,69 +88,120 @@ def run(config: SFTConfig, launch: Launch) -> None:
         if record.finished:
             print(f"sft: {out} is already finished")
             return
-        backbone, train_set, validation_set, num_too_long = _load(base_path, data_path, config, launch)
+        backbone, tasks = load()
         record.begin()
-        role = backbone.add_role(ROLE, config.lora, seed=config.seed)
-        watch = train(backbone, role, train_set, validation_set, config, record)
-        save_results(backbone, role, record.path)
-        metrics = {
-            "validation_loss_before": watch.before,
-            "validation_loss": watch.best_loss,
-            "best_step": watch.best_step,
-            "num_steps": watch.step,
-            "num_train": len(train_set),
-            "num_validation": len(validation_set),
-            "num_too_long": num_too_long,
+        result = tune(backbone, tasks, config, record, base_path)
+        record.finish(
+            result.metrics(tasks),
+            extra={"base": backbone.name, "method": config.method, "merged": merges(config)},
+        )
+        print(result.told(record.path / ("model" if merges(config) else "adapter")))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a run came to. before: validation of the untouched base; merged: of a model merged into another base."""
+
+    before: Validation
+    best: Validation
+    best_step: int
+    num_steps: int
+    num_trained: int
+    num_parameters: int
+    merged_loss: float | None = None
+
+    def metrics(self, tasks: Sequence[Task]) -> dict[str, float | int]:
+        """The figures for the manifest."""
+        figures: dict[str, float | int] = {
+            "validation_loss_before": self.before.loss,
+            "validation_loss": self.best.loss,
+            "best_step": self.best_step,
+            "num_steps": self.num_steps,
+            "num_train": sum(len(task.train) for task in tasks),
+            "num_validation": sum(len(task.validation) for task in tasks),
+            "num_too_long": sum(task.num_too_long for task in tasks),
+            "num_trained_parameters": self.num_trained,
+            "share_trained": self.num_trained / self.num_parameters,
         }
-        record.finish(metrics, extra={"base": backbone.name})
-        print(
-            f"sft: validation loss {watch.before:.4f} -> {watch.best_loss:.4f} nats per token "
-            f"at step {watch.best_step} of {watch.step}; saved in {record.path / 'model'}"
+        for name, loss in self.best.parts.items():
+            figures |= {
+                f"validation_loss_before_{name}": self.before.parts[name],
+                f"validation_loss_{name}": loss,
+            }
+        if self.merged_loss is not None:
+            figures["validation_loss_merged"] = self.merged_loss
+        return figures
+
+    def told(self, saved: Path) -> str:
+        merged = (
+            ""
+            if self.merged_loss is None
+            else f" (merged into the base in full precision: {self.merged_loss:.4f})"
+        )
+        return (
+            f"sft: validation loss {self.before.loss:.4f} -> {self.best.loss:.4f}{merged} nats per token "
+            f"at step {self.best_step} of {self.num_steps}; saved in {saved}"
         )
 
 
-def _load(
-    base_path: str, data_path: Path, config: SFTConfig, launch: Launch
-) -> tuple[Backbone, list[Example], list[Example], int]:
-    """(backbone, training and validation examples, how many were too long). Raises ModelError and DataError."""
-    backbone = Backbone.load(base_path, config.model, name=model_name(base_path, launch))
-    max_tokens = min(config.max_tokens or backbone.codec.max_tokens, backbone.codec.max_tokens)
-    examples, num_too_long = load_examples(
-        data_path, backbone.codec, max_tokens=max_tokens, drop_too_long=config.on_too_long == "drop"
+def tune(backbone: Backbone, tasks: Sequence[Task], config: SFTConfig, record: Run, base_path: str) -> Tuned:
+    """Train, save and report. Raises GuardStop and Stopped."""
+    train_set = [example for task in tasks for example in task.train]
+    asked = [example for task in tasks for example in task.validation]
+    samples = Samples.choose(asked, config, config.room(backbone.codec.max_tokens))
+    # Before any weight changes: method full trains the loaded model itself, also in a run that is resumed.
+    samples.before = draw_samples(backbone, REFERENCE, samples, config)
+    budget = pass_budget(config, [*train_set, *asked], to_rows(train_set, room_of(config, backbone)))
+    role = add_method(backbone, ROLE, config, train_set[0].input_ids)
+    before = validation_of(backbone, backbone.roles[REFERENCE], tasks, budget) if role.prompted else None
+    watch = train(backbone, role, tasks, config, record, budget)
+    trained, parameters = count_parameters(backbone, role)
+    save_adapter(backbone, role, config, record.path)
+    merged_loss = None
+    if config.method == "qlora":
+        backbone, role = whole_base(backbone, base_path, config, record.path / "adapter")
+        merged_loss = validation_of(backbone, role, tasks, budget).loss
+    samples.after = draw_samples(backbone, role.name, samples, config)
+    if merges(config):
+        save_merged(backbone, role, config, record.path)
+    best = Validation(watch.best_loss, watch.best_parts)
+    result = Tuned(before or watch.first, best, watch.best_step, watch.step, trained, parameters, merged_loss)
+    write_report(record.path, config, tasks, backbone, samples, result.metrics(tasks))
+    return result
+
+
+def whole_base(
+    quantized: Backbone, base_path: str, config: SFTConfig, adapter: Path
+) -> tuple[Backbone, Role]:
+    """The base as it was before it was rounded to 4 bits, with the trained adapter. The rounded one is let go first,
+    so that both never lie in memory together. Raises ModelError and CheckpointError."""
+    let_go(quantized)
+    backbone = Backbone.load(
+        base_path, config.model.model_copy(update={"quantization": "none"}), name=quantized.name
     )
-    train_set, validation_set = split_examples(
-        examples, config.validation_fraction, config.seed, str(data_path)
-    )
-    if num_too_long:
-        print(f"sft: left out {num_too_long} demonstrations longer than {max_tokens} tokens")
-    return backbone, train_set, validation_set, num_too_long
+    return backbone, load_adapter(backbone, ROLE, adapter, base_name=backbone.name, scalar_head=False)
 
 
 def train(
     backbone: Backbone,
     role: Role,
-    train_set: Sequence[Example],
-    validation_set: Sequence[Example],
+    tasks: Sequence[Task],
     config: SFTConfig,
     record: Run,
+    budget: TokenBudget,
 ) -> Watch:
-    """Train the role's adapter and leave it at its best step. Raises GuardStop and Stopped."""
-    budget = pass_budget(config, [*train_set, *validation_set])
-    lengths = [len(e.input_ids) for e in validation_set]
-
-    def validate() -> float:
-        return budget.fit(lambda tokens: mean_loss(backbone, role, validation_set, tokens), lengths)
-
+    """Train the role and leave it at its best step. Raises GuardStop and Stopped."""
+    train_set = [example for task in tasks for example in task.train]
     checkpoints = record.path / CHECKPOINTS
     written = checkpoints / TRL
     shutil.rmtree(written, ignore_errors=True)  # what a kill left of a save
-    micro_steps = math.ceil(len(train_set) / config.micro_batch_size)
-    per_epoch = math.ceil(micro_steps / (config.batch_size // config.micro_batch_size))
+    trainer = make_trainer(backbone, role, train_set, config, written, budget)
+    per_epoch = steps_per_epoch(len(trainer.train_dataset), config)
     num_steps = per_epoch * config.num_epochs
     with SignalGuard() as guard, progress("training", num_steps, stage="sft") as tracker:
         watch = Watch(
             role,
-            validate=validate,
+            validate=lambda: validation_of(backbone, role, tasks, budget),
             metrics=record.metrics,
             checkpoints=checkpoints,
             num_steps=num_steps,
@@ -137,7 +211,6 @@ def train(
             advance=tracker.advance,
             budget=budget,
         )
-        trainer = make_trainer(backbone, role, train_set, config, written, budget)
         trainer.add_callback(watch)
         folder = (
             newest_valid(checkpoints, warn=lambda text: print(f"sft: {text}")) if record.resuming else None
@@ -153,10 +226,30 @@ def train(
                 trainer.train(resume_from_checkpoint=str(folder) if folder is not None else None)
         guard.check()
     shutil.rmtree(written, ignore_errors=True)  # trl makes it again even where nothing is left to train
-    load_role_tensors(role, watch.best, "the best step")
+    load_trained(role, watch.best, "the best step")
     require_finite_parameters("the best step", role.parameters())
     role.model.eval()
     return watch
+
+
+def steps_per_epoch(num_rows: int, config: SFTConfig) -> int:
+    """Optimizer steps of one pass over so many demonstrations or blocks."""
+    micro_steps = math.ceil(num_rows / config.micro_batch_size)
+    return math.ceil(micro_steps / (config.batch_size // config.micro_batch_size))
+
+
+def validation_of(backbone: Backbone, role: Role, tasks: Sequence[Task], budget: TokenBudget) -> Validation:
+    """The validation loss of a role, with those of the tasks where there are several."""
+    losses = []
+    for task in tasks:
+        lengths = [len(example.input_ids) for example in task.validation]
+        losses.append(
+            budget.fit(lambda tokens, rows=task.validation: mean_loss(backbone, role, rows, tokens), lengths)
+        )
+    if len(tasks) == 1:
+        return Validation(losses[0], {})
+    parts = {task.name: loss for task, loss in zip(tasks, losses, strict=True)}
+    return Validation(mean_of_tasks(tasks, losses), parts)
 
 
 @torch.no_grad()
@@ -185,38 +278,3 @@ def mean_loss(backbone: Backbone, role: Role, examples: Sequence[Example], max_t
     finally:
         role.model.train(training)
     return total / sum(e.num_targets for e in examples)
-
-
-def save_results(backbone: Backbone, role: Role, out: Path) -> None:
-    """OUT/adapter and OUT/model, each there as a whole or not at all."""
-    clear_folders(out, "adapter", "model")
-    with atomic_folder(out / "adapter") as folder:
-        save_policy(role, folder, backbone)
-    with atomic_folder(out / "model") as folder:
-        save_model(backbone, role, folder)
-
-
-def save_model(backbone: Backbone, role: Role, folder: Path) -> None:
-    """The merged model as a plain transformers directory, with tokenizer and generation settings.
-
-    generation_config.json lists the codec's end tokens, the trained one first; `pad_token_id` is an id that
-    ends nothing, so that plain loaders and ours pad alike.
-    """
-    codec = backbone.codec
-    merged = backbone.merged(role.name)
-    merged.config = copy.deepcopy(backbone.model.config)
-    merged.config.get_text_config().pad_token_id = codec.pad_token_id
-    generation = copy.deepcopy(backbone.model.generation_config)
-    generation.eos_token_id = list(codec.end_token_ids)
-    generation.pad_token_id = codec.pad_token_id
-    try:
-        generation.validate(strict=True)
-    except ValueError:  # the base came with settings that transformers refuses to write
-        generation = GenerationConfig(
-            bos_token_id=codec.tokenizer.bos_token_id,
-            eos_token_id=list(codec.end_token_ids),
-            pad_token_id=codec.pad_token_id,
-        )
-    merged.generation_config = generation
-    merged.save_pretrained(folder)
-    codec.tokenizer.save_pretrained(folder)

@@ -6,31 +6,39 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from rlhf.core.adapters import role_tensors
 from rlhf.core.backbone import Role
 from rlhf.core.checkpoint import commit_checkpoint, load_state, save_state
 from rlhf.core.guards import SignalGuard, TokenBudget, require_finite, require_finite_parameters
 from rlhf.core.metrics import MetricsLog
+from sft.config import TASK_LOSS
+from sft.methods import trained_tensors
+
+
+class Validation(NamedTuple):
+    """loss: what the best step is chosen by, nats per token. parts: of each task, where there are several."""
+
+    loss: float
+    parts: dict[str, float]
 
 
 class Watch(TrainerCallback):
     """Validates every `eval_steps` and at the end, keeps the best adapter in memory and in every checkpoint.
 
-    before: validation loss of the base. best_loss, best_step, best: of the best validation so far; the base
-    itself is the first, so a run that only makes things worse ends where it began.
+    first: the first validation, of what training begins with. best_loss, best_step, best, best_parts: of the best
+    one so far; the beginning itself is the first, so a run that only makes things worse ends where it began.
     """
 
     def __init__(
         self,
         role: Role,
         *,
-        validate: Callable[[], float],
+        validate: Callable[[], Validation],
         metrics: MetricsLog,
         checkpoints: Path,
         num_steps: int,
@@ -46,8 +54,9 @@ class Watch(TrainerCallback):
         self.num_steps, self.eval_steps, self.patience = num_steps, eval_steps, patience
         self.guard, self.advance, self.budget = guard, advance, budget
         self.step = self.best_step = self.stale = 0
-        self.before = self.best_loss = math.inf
+        self.first, self.best_loss = Validation(math.inf, {}), math.inf
         self.best: dict[str, Tensor] = {}
+        self.best_parts: dict[str, float] = {}
         self._validate = validate
         self._last_validated = -1
 
@@ -65,7 +74,7 @@ class Watch(TrainerCallback):
     ) -> None:
         if not self.best:  # a fresh run; a resumed one has loaded its state
             self._look(0)
-            self.before = self.best_loss
+            self.first = Validation(self.best_loss, self.best_parts)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -124,14 +133,16 @@ class Watch(TrainerCallback):
     # ---- validation --------------------------------------------------------------------------------------
 
     def _look(self, step: int) -> None:
-        loss = self._validate()
+        loss, parts = self._validate()
         require_finite(f"step {step}", validation_loss=loss)
         require_finite_parameters(f"step {step}", self.role.parameters())
-        self.metrics.log(step, validation_loss=loss)
+        self.metrics.log(
+            step, validation_loss=loss, **{f"{TASK_LOSS}{name}": value for name, value in parts.items()}
+        )
         self._last_validated = step
         if loss < self.best_loss:
-            self.best_loss, self.best_step, self.stale = loss, step, 0
-            self.best = role_tensors(self.role)
+            self.best_loss, self.best_parts, self.best_step, self.stale = loss, parts, step, 0
+            self.best = trained_tensors(self.role)
         else:
             self.stale += 1
 
@@ -140,8 +151,9 @@ class Watch(TrainerCallback):
     def _state(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "before": self.before,
+            "first": tuple(self.first),
             "best_loss": self.best_loss,
+            "best_parts": self.best_parts,
             "best_step": self.best_step,
             "stale": self.stale,
             "best": self.best,
@@ -152,7 +164,8 @@ class Watch(TrainerCallback):
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint that `on_save` committed."""
         state = load_state(folder)
-        self.step, self.before = state["step"], state["before"]
-        self.best_loss, self.best_step, self.stale = state["best_loss"], state["best_step"], state["stale"]
+        self.step, self.first = state["step"], Validation(*state["first"])
+        self.best_loss, self.best_parts = state["best_loss"], state["best_parts"]
+        self.best_step, self.stale = state["best_step"], state["stale"]
         self.best, self._last_validated = state["best"], state["last_validated"]
         self.budget.tokens = state["pass_tokens"]

@@ -14,17 +14,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.core.backbone import Backbone, Role
+from rlhf.core.bottleneck import PEFT_TYPE, add_bottlenecks, bottleneck_tensors, load_bottleneck_tensors
 from rlhf.core.chat import first_line
 from rlhf.core.errors import CheckpointError, ModelError
 from rlhf.core.run import Launch
@@ -33,6 +42,15 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 VALUE_HEAD_FILE = "value_head.safetensors"
 SCORE_KEY = "base_model.model.score.weight"
+LORA_ONLY = ("LORA",)
+# What supervised tuning may leave, beside bottlenecks.
+CONFIGS = {
+    "LORA": LoraConfig,
+    "IA3": IA3Config,
+    "PREFIX_TUNING": PrefixTuningConfig,
+    "PROMPT_TUNING": PromptTuningConfig,
+}
+ALL_KINDS = (*CONFIGS, PEFT_TYPE)
 
 
 def role_tensors(role: Role) -> dict[str, Tensor]:
@@ -40,7 +58,9 @@ def role_tensors(role: Role) -> dict[str, Tensor]:
 
     Of a role without an adapter: of all weights of its decoder, under their own names.
     """
-    if role.lora is None:
+    if role.bottleneck is not None:
+        state = bottleneck_tensors(role.model)
+    elif role.lora is None:
         state = role.causal_lm.get_decoder().state_dict()
     else:
         state = get_peft_model_state_dict(role.model, save_embedding_layers=False)
@@ -58,7 +78,9 @@ def load_role_tensors(role: Role, tensors: dict[str, Tensor], where: str) -> Non
             f"{where}: does not fit the backbone: {len(missing)} keys missing, {len(extra)} unexpected, "
             f"{len(shapes)} of another shape (first: {(missing + extra + shapes)[0]})"
         )
-    if role.lora is None:
+    if role.bottleneck is not None:
+        load_bottleneck_tensors(role.model, tensors)
+    elif role.lora is None:
         role.causal_lm.get_decoder().load_state_dict(tensors)
     else:
         set_peft_model_state_dict(role.model, tensors)
@@ -139,21 +161,27 @@ def save_tokenizer(backbone: Backbone, folder: Path) -> None:
 
 
 def _save_config(role: Role, folder: Path, base_name: str, *, task_type: str, modules_to_save: Any) -> None:
-    assert role.lora is not None
-    settings = role.lora.to_dict()
-    settings |= {
-        "task_type": task_type,
-        "modules_to_save": modules_to_save,
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "target_modules": sorted(role.lora.target_modules or ()),
-    }
-    text = json.dumps(settings, indent=2, sort_keys=True, default=list)
+    if role.lora is None:
+        assert role.bottleneck is not None
+        settings: dict[str, Any] = {
+            "peft_type": PEFT_TYPE,
+            "width": role.bottleneck,
+            "first_layer": role.first_adapted_layer,
+        }
+    else:
+        settings = role.lora.to_dict()
+        settings |= {"inference_mode": True}
+        if "modules_to_save" in settings:
+            settings["modules_to_save"] = modules_to_save
+    settings |= {"task_type": task_type, "base_model_name_or_path": base_name}
+    text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)  # sets have no order of their own
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, refused where it would make peft fetch or import something. Raises CheckpointError."""
+def read_adapter_config(folder: Path, kinds: Sequence[str] = LORA_ONLY) -> dict[str, Any]:
+    """adapter_config.json of one of these peft_types, refused where it would make peft fetch or import something.
+
+    Raises CheckpointError."""
     path = folder / CONFIG_FILE
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -161,9 +189,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: not an adapter directory (no {CONFIG_FILE})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({first_line(error)})") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
+    if not isinstance(settings, dict) or settings.get("peft_type") not in kinds:
         kind = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
-        raise CheckpointError(f"{path}: peft_type is {kind!r}; expected 'LORA'")
+        raise CheckpointError(f"{path}: peft_type is {kind!r}; expected {' or '.join(map(repr, kinds))}")
     base = settings.get("base_model_name_or_path") or ""
     if (
         not isinstance(base, str)
@@ -176,7 +204,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     for key, value in settings.items():
         if value and (key == "auto_mapping" or key.startswith("megatron_config")):
-            raise CheckpointError(f"{path}: {key} is not accepted; expected a plain LoRA configuration")
+            raise CheckpointError(f"{path}: {key} is not accepted; expected a plain configuration")
     return settings
 
 
@@ -185,7 +213,7 @@ def base_path(folder: Path, launch: Launch) -> str:
 
     Raises CheckpointError when the adapter names none.
     """
-    base = read_adapter_config(folder).get("base_model_name_or_path")
+    base = read_adapter_config(folder, ALL_KINDS).get("base_model_name_or_path")
     if not base:
         raise CheckpointError(f"{folder / CONFIG_FILE}: names no base model")
     local = launch.workspace / base
@@ -199,7 +227,7 @@ def load_adapter(
 
     base_name: what the adapter must name as its base; None accepts any (the shapes are checked all the same).
     """
-    settings = read_adapter_config(folder)
+    settings = read_adapter_config(folder, LORA_ONLY if scalar_head else ALL_KINDS)
     base = settings.get("base_model_name_or_path")
     if base_name is not None and base != base_name:
         raise CheckpointError(f"{folder}: was trained on the backbone {base!r}; expected {base_name!r}")
@@ -214,18 +242,31 @@ def load_adapter(
             )
         head = nn.Linear(backbone.hidden_size, 1, bias=False, device=backbone.device, dtype=torch.float32)
         head.weight.data.copy_(weight)
-    known = set(LoraConfig.__dataclass_fields__)
-    config = LoraConfig(**{k: v for k, v in settings.items() if k in known and k != "runtime_config"})
-    config.task_type, config.modules_to_save, config.inference_mode = "CAUSAL_LM", None, False
-    config.lora_dropout = 0.0
     try:
-        role = backbone.attach_role(name, config, head=head)
-    except (ValueError, KeyError) as error:
+        role = _empty_role(backbone, name, settings, head)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: does not fit the backbone ({first_line(error)})") from error
     load_role_tensors(role, tensors, str(folder))
     for parameter in role.parameters():
         parameter.requires_grad_(False)
     return role
+
+
+def _empty_role(backbone: Backbone, name: str, settings: dict[str, Any], head: nn.Linear | None) -> Role:
+    """A role as its adapter_config.json describes it, its weights still to be loaded."""
+    kind = settings["peft_type"]
+    if kind == PEFT_TYPE:
+        return add_bottlenecks(
+            backbone, name, width=settings["width"], first_layer=settings["first_layer"], seed=0
+        )
+    known = set(CONFIGS[kind].__dataclass_fields__)
+    config = CONFIGS[kind](**{k: v for k, v in settings.items() if k in known and k != "runtime_config"})
+    config.task_type, config.inference_mode = "CAUSAL_LM", False
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = None
+    if kind == "LORA":
+        config.lora_dropout = 0.0
+    return backbone.attach_role(name, config, head=head)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -13,18 +13,21 @@ proves on a probe that trunk + top equals the whole decoder and otherwise leaves
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, PeftModelForCausalLM
+from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM
+from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -41,6 +44,7 @@ from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_d
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.fused import fuse
 from rlhf.core.lora import speed_up
+from rlhf.core.merging import merged_module
 from rlhf.core.processes import Processes
 from rlhf.core.quantization import is_quantized, keep_bytes, loading_options
 from rlhf.core.randomness import derived_seed
@@ -56,24 +60,36 @@ from rlhf.core.sharding import (
     shard_linears,
 )
 from rlhf.core.trimming import Trim, make_trim
+from rlhf.core.virtual_tokens import has_virtual_tokens, prompted_hidden
 from rlhf.core.vocabulary import OutputHead
 
 REFERENCE = "reference"
+# Adapters that change no weight, by peft_type.
+UNMERGED = {
+    "BOTTLENECK": "adapters (bottlenecks, which are not linear)",
+    "PREFIX_TUNING": "prefix-tuning",
+    "PROMPT_TUNING": "prompt-tuning",
+}
 
 
 @dataclass
 class Role:
-    """A base model with one adapter (None for the reference) and, for reward and value, a scalar head."""
+    """A base model with one adapter (None for the reference) and, for reward and value, a scalar head.
+
+    lora: the adapter as peft knows it; LoRA, unless supervised tuning chose another method. bottleneck: the width of
+    adapters that peft does not know (`rlhf.core.bottleneck`).
+    """
 
     name: str
     model: Any
-    lora: LoraConfig | None
+    lora: PeftConfig | None
     head: nn.Linear | None
     first_adapted_layer: int
     top: Any = None
     # True when the model decodes as fast as a merged copy of it would (see rlhf.core.lora).
     holds_merged: bool = False
     trim: Trim | None = None
+    bottleneck: int | None = None
 
     @property
     def causal_lm(self) -> Any:
@@ -83,6 +99,11 @@ class Role:
         """The trainable parameters: the adapter's and the head's, in a stable order."""
         adapter = [p for p in self.model.parameters() if p.requires_grad]
         return adapter + (list(self.head.parameters()) if self.head is not None else [])
+
+    @property
+    def prompted(self) -> bool:
+        """Whether trained positions stand before every sequence."""
+        return has_virtual_tokens(self.lora)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -105,13 +126,24 @@ def check_model_dir(path: str | Path) -> None:
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{path}: not a model directory (no config.json); expected one of transformers' format"
-            )
+            raise ModelError(_not_a_model(folder))
     elif folder.exists():
         raise ModelError(f"{path}: is a file; expected a model directory")
     elif folder.is_absolute() or str(path).count("/") != 1 or str(path).startswith("."):
         raise ModelError(f"{path}: no such model directory")
+
+
+def _not_a_model(folder: Path) -> str:
+    """Why a directory without a config.json is no model; a run of a method that cannot be merged says so."""
+    for place in (folder, folder / "adapter"):
+        with suppress(OSError, ValueError, AttributeError):
+            kind = json.loads((place / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+            if kind in UNMERGED:
+                return (
+                    f"{folder}: was tuned by {UNMERGED[kind]}, which no weight of a model can hold, so it ends at sft; "
+                    "expected a run of lora, dora, rslora, qlora, ia3 or full"
+                )
+    return f"{folder}: not a model directory (no config.json); expected one of transformers' format"
 
 
 def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, ChatCodec]:
@@ -123,6 +155,7 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
     transformers_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        _require_decoder(path, config)
         model = AutoModelForCausalLM.from_pretrained(
             str(path),
             config=config,
@@ -132,6 +165,8 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
             use_safetensors=True,
             **quantization,
         )
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{path}: cannot be loaded as a causal language model ({first_line(error)})"
@@ -144,6 +179,14 @@ def load_causal_lm(path: str | Path, settings: ModelSettings) -> tuple[Any, Chat
     model.requires_grad_(False)
     keep_bytes(model)
     return (model.eval() if quantization else model.eval().to(device)), codec
+
+
+def _require_decoder(path: str | Path, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{path}: is a sequence-to-sequence model ({config.model_type}), which is not supported; expected a "
+            "decoder-only causal language model"
+        )
 
 
 class Backbone:
@@ -196,9 +239,18 @@ class Backbone:
 
     # ---- roles -------------------------------------------------------------------------------------------
 
-    def add_role(self, name: str, lora: LoraSettings, *, seed: int, scalar_head: bool = False) -> Role:
-        """A new role with a fresh adapter: it starts out equal to the base (B = 0), its head at zero."""
-        first = self.num_layers - max(1, math.ceil(self.num_layers * lora.adapter_layers))
+    def first_layer(self, share: float) -> int:
+        """The lowest layer of this share of the layers, counted from the top; at least one layer is in it."""
+        return self.num_layers - max(1, math.ceil(self.num_layers * share))
+
+    def add_role(
+        self, name: str, lora: LoraSettings, *, seed: int, scalar_head: bool = False, **variant: bool
+    ) -> Role:
+        """A new role with a fresh adapter: it starts out equal to the base (B = 0), its head at zero.
+
+        variant: `use_dora`, `use_rslora` of peft.
+        """
+        first = self.first_layer(lora.adapter_layers)
         config = LoraConfig(
             r=lora.r,
             lora_alpha=lora.alpha,
@@ -209,6 +261,7 @@ class Backbone:
             fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.decoder.modules()),
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.name,
+            **variant,
         )
         head = None
         if scalar_head:
@@ -216,7 +269,7 @@ class Backbone:
             nn.init.zeros_(head.weight)
         return self.attach_role(name, config, head=head, seed=derived_seed(seed, name, "adapter"))
 
-    def attach_role(self, name: str, config: LoraConfig, *, head: nn.Linear | None, seed: int = 0) -> Role:
+    def attach_role(self, name: str, config: PeftConfig, *, head: nn.Linear | None, seed: int = 0) -> Role:
         """A role from a peft configuration (as read from disk); the caller loads its weights."""
         if name in self.roles:
             raise ValueError(f"role {name!r} exists already")
@@ -234,21 +287,27 @@ class Backbone:
         model.eval()
         layers = decoder_layers(model.get_base_model().get_decoder())
         adapted = [
-            i for i, layer in enumerate(layers) if any(isinstance(m, LoraLayer) for m in layer.modules())
+            i for i, layer in enumerate(layers) if any(isinstance(m, BaseTunerLayer) for m in layer.modules())
         ]
         role = Role(
             name, model, config, head, min(adapted, default=self.num_layers), holds_merged=holds_merged
         )
-        self._quicken(role)
-        self.roles[name] = role
+        self.adopt(role)
         return role
+
+    def adopt(self, role: Role) -> None:
+        """Take in a role that was made elsewhere around a clone of the base."""
+        self._quicken(role)
+        self.roles[role.name] = role
 
     def _quicken(self, role: Role) -> None:
         if not is_sharded(role.model):
             fuse(role.model)
             fuse_attention(role.model)
             last = decoder_layers(role.causal_lm.get_decoder())[-1]
-            role.trim = make_trim(last, self.hidden_size, self.device, self.dtype)
+            # Behind virtual tokens a place in the sequence is another one inside of the layer.
+            if not role.prompted:
+                role.trim = make_trim(last, self.hidden_size, self.device, self.dtype)
 
     # ---- forward -----------------------------------------------------------------------------------------
 
@@ -289,6 +348,8 @@ class Backbone:
         self.lockstep.turn(WHOLE if trunk_BSH is None else TOP)
         if trunk_BSH is not None:
             return chosen.top(inputs_embeds=trunk_BSH, use_cache=False).last_hidden_state
+        if chosen.prompted:
+            return prompted_hidden(chosen.model, tokens_BS)
         return chosen.causal_lm.get_decoder()(input_ids=tokens_BS, use_cache=False).last_hidden_state
 
     # ---- the trunk ---------------------------------------------------------------------------------------
@@ -367,8 +428,11 @@ class Backbone:
     # ---- sampling ----------------------------------------------------------------------------------------
 
     def sampling_model(self, role: str) -> Any:
-        """The causal LM to sample a role from: its own where its layers hold merged weights, else a merged copy."""
+        """The causal LM to sample a role from: its own where its layers hold merged weights, else a merged copy; with
+        virtual tokens the peft model, which knows them."""
         chosen = self.roles[role]
+        if chosen.prompted:
+            return chosen.model
         return chosen.causal_lm if chosen.holds_merged else self.merged(role)
 
     def merged(self, role: str) -> Any:
@@ -381,6 +445,8 @@ class Backbone:
         chosen = self.roles[role]
         if chosen.lora is None:
             return chosen.causal_lm
+        if chosen.prompted:
+            raise ValueError(f"role {role!r} is virtual tokens, which no weight can hold")
         # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
         clone = share_clone(chosen.causal_lm).eval()
         if is_sharded(clone):
@@ -388,21 +454,9 @@ class Backbone:
         if is_quantized(clone) or is_sharded(clone):
             return clone
         for name, module in list(clone.named_modules()):
-            if isinstance(module, LoraLayer):
-                clone.set_submodule(name, _merged_module(module))
+            if isinstance(module, LoraLayer | IA3Layer):
+                clone.set_submodule(name, merged_module(module))
         return clone
-
-
-@torch.no_grad()
-def _merged_module(module: Any) -> nn.Module:
-    """The base layer of a LoRA module with the update added to a copy of its weight."""
-    merged = share_clone(module.get_base_layer())
-    weight = merged.weight
-    total = weight.float()
-    for adapter in module.active_adapters:
-        total = total + module.get_delta_weight(adapter).float()
-    merged.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
-    return merged
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> Tensor:

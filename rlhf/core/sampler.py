@@ -25,6 +25,7 @@ from rlhf.core.packed import packed
 from rlhf.core.randomness import uniforms
 from rlhf.core.reference_engine import generate
 from rlhf.core.settings import SamplingSettings
+from rlhf.core.virtual_tokens import has_virtual_tokens
 from rlhf.core.vocabulary import OutputHead
 
 # Places of the vocabulary that are summed before a token is looked for among them.
@@ -87,7 +88,7 @@ def sample(
 ) -> list[Sampled]:
     """Draw one completion per request, in the order of the requests.
 
-    model: a causal LM of transformers (a role merged by `Backbone.merged`).
+    model: a causal LM of transformers (what `Backbone.sampling_model` gives).
     ended_by_text: True for the tokens of a completion that ends here though no end token has come (stop strings).
     max_batch_tokens: rows x (prompt + completion) tokens decoded at once; bounds the key/value cache.
     read: maps hidden states [B, H] to one number a row, [B]. With `settings.engine` transformers neither trunk
@@ -98,7 +99,9 @@ def sample(
     results = [Sampled() for _ in requests]
     for places in plan_batches(requests, settings, max_batch_tokens):
         batch = [requests[i] for i in places]
-        if settings.engine == "transformers":
+        # Virtual tokens are known to the peft model's own generate only.
+        prompted = has_virtual_tokens(getattr(model, "active_peft_config", None))
+        if settings.engine == "transformers" or prompted:
             found = _by_transformers(model, batch, settings, end_token_ids, seed, ended_by_text, on_step)
         else:
             found = _Decoding(

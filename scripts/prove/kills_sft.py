@@ -20,6 +20,7 @@ from killing.killer import Subject
 from killing.model import write_model
 from killing.proof import prove
 
+import sft.methods as sft_methods
 import sft.train as sft_train
 import sft.trainer as sft_trainer
 import sft.watch as sft_watch
@@ -44,6 +45,8 @@ def make_config(root: Path) -> SFTConfig:
             "micro_batch_size": 3,
             "eval_steps": 2,
             "patience": 10,
+            "num_samples": 1,
+            "sample_tokens": 3,
             "lora": {"r": 4, "alpha": 8, "dropout": 0.2, "adapter_layers": 1.0},
             "optim": {"lr": 2e-2, "schedule": "cosine", "warmup_steps": 2},
             "model": {"device": "cpu"},
@@ -59,8 +62,9 @@ def make_subject(root: Path) -> Subject:
         saves=(
             (sft_trainer.Trainer, "_save_checkpoint"),
             (sft_watch, "commit_checkpoint"),
-            (sft_train, "save_policy"),
-            (sft_train, "save_model"),
+            (sft_methods, "save_policy"),
+            (sft_methods, "save_model"),
+            (sft_train, "write_report"),
             (Run, "finish"),
         ),
         position=lambda state: state["step"],

@@ -1,4 +1,5 @@
-"""Two PPO iterations over a base in 4 bits; prints what was found as JSON. Run by test_ppo_4bit.py.
+"""Two PPO iterations and a supervised run over a base in 4 bits; prints what was found as JSON. Run by
+test_ppo_4bit.py.
 
 A program of its own, because bitsandbytes lies outside the environment of the tests: once it can be imported,
 peft imports it in every process.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,21 @@ from typing import Any
 import torch
 
 from rlhf.core.adapters import load_adapter, save_policy
-from rlhf.core.backbone import Backbone
+from rlhf.core.backbone import REFERENCE, Backbone
+from rlhf.core.errors import Stopped
+from rlhf.core.metrics import MetricsLog
 from rlhf.core.quantization import quantization_states
 from rlhf.core.records import Prompt
+from rlhf.core.run import Launch, directory_sha256, read_manifest
 from rlhf.core.sampler import Request, sample
 from rlhf.core.settings import ModelSettings, SamplingSettings
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.prompts import EncodedPrompt, PromptStream
 from rlhf.ppo.train import PPOTrainer
+from sft.config import SFTConfig
+from sft.tasks import find_data, load_tasks
+from sft.train import mean_loss
+from sft.train import run as tune
 
 MODEL = ModelSettings(device="cpu", quantization="nf4")
 LENGTHS = (6, 3, 14, 9)
@@ -74,6 +84,56 @@ def logits(backbone: Backbone) -> torch.Tensor:
         return backbone.logits(backbone.hidden("policy", torch.tensor([encoded_prompts(backbone)[2].ids])))
 
 
+def supervised(model: str, out: Path) -> dict[str, Any]:
+    """A run of method qlora, and one that is stopped and resumed."""
+    rows = [{"prompt": f"say {c}", "completion": c * n} for c in "abcdefgh" for n in (3, 4)]
+    data = out / "letters.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SFTConfig.model_validate(
+        {
+            "base": model,
+            "data": [str(data)],
+            "method": "qlora",
+            "validation_fraction": 0.25,
+            "num_epochs": 4,
+            "batch_size": 6,
+            "micro_batch_size": 3,
+            "num_samples": 1,
+            "sample_tokens": 4,
+            "optim": {"lr": 1e-2, "warmup_steps": 0},
+            "model": {"device": "cpu"},
+        }
+    )
+
+    def start(name: str, **how: bool) -> Path:
+        tune(config, Launch(workspace=out, db="sqlite://", out=out / name, **how))
+        return out / name
+
+    whole, log = start("whole"), MetricsLog.log
+
+    def log_and_stop(self: MetricsLog, step: int, **values: Any) -> None:
+        log(self, step, **values)
+        if step == 3 and "loss" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricsLog.log = log_and_stop  # type: ignore[method-assign]
+    try:
+        start("stopped")
+    except Stopped:
+        MetricsLog.log = log  # type: ignore[method-assign]
+    resumed = start("stopped", resume=True)
+    merged = Backbone.load(whole / "model", ModelSettings(device="cpu"))
+    (task,) = load_tasks(find_data(config, Launch(out, "")), merged.codec, config)
+    return {
+        "metrics": read_manifest(whole).metrics,
+        "reloaded_loss": mean_loss(merged, merged.roles[REFERENCE], task.validation, 1000),
+        "resumed_equal": all(
+            directory_sha256(whole / name) == directory_sha256(resumed / name)
+            for name in ("adapter", "model")
+        ),
+    }
+
+
 def main(model: str, out: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     backbone = Backbone.load(model, MODEL, name="base")
@@ -108,6 +168,7 @@ def main(model: str, out: Path) -> dict[str, Any]:
     whole = Backbone.load(model, ModelSettings(device="cpu"))
     states = {id(state) for state in quantization_states(backbone.model)}
     return {
+        "sft": supervised(model, out),
         "num_4bit_layers": len(linear),
         "bytes_per_weight": sum(m.weight.numel() * m.weight.element_size() for m in linear)
         / sum(m.in_features * m.out_features for m in linear),

@@ -64,6 +64,16 @@ def test_sampling_runs_on_the_adapter_model_and_the_adapter_comes_back(found: di
     assert found["reloaded_difference"] == 0
 
 
+def test_qlora_ends_merged_into_the_base_in_full_precision(found: dict[str, Any]) -> None:
+    metrics = found["sft"]["metrics"]
+    assert metrics["validation_loss"] < metrics["validation_loss_before"] - 0.1
+    # the adapter was trained beside rounded weights: on the exact ones it is nearly as good, not just as good
+    assert metrics["validation_loss_merged"] == pytest.approx(metrics["validation_loss"], abs=0.3)
+    assert metrics["validation_loss_merged"] != metrics["validation_loss"]
+    assert found["sft"]["reloaded_loss"] == pytest.approx(metrics["validation_loss_merged"], abs=1e-5)
+    assert found["sft"]["resumed_equal"]
+
+
 def test_a_missing_extra_is_one_line(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +89,6 @@ def test_a_missing_extra_is_one_line(
     assert caught.value.exit_code == 2
 
 
-def test_sft_refuses_a_base_that_it_could_not_merge() -> None:
-    with pytest.raises(ValidationError, match=r"model\.quantization is nf4; sft needs none"):
+def test_sft_refuses_a_base_in_4_bits_for_other_methods() -> None:
+    with pytest.raises(ValidationError, match=r"model\.quantization is nf4; sft needs none with method lora"):
         SFTConfig.model_validate({"model": {"quantization": "nf4"}})

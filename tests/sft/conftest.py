@@ -41,6 +41,7 @@ def sft_options(chat_model: Path, demonstrations: Path) -> Callable[..., dict[st
             "lora": {"r": 4, "alpha": 8, "dropout": 0.1, "adapter_layers": 1.0},
             "model": {"device": "cpu"},
             "patience": 10,
+            "num_samples": 0,
         }
         return values | changes
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rlhf.core.backbone import load_causal_lm
 from rlhf.core.chat import ChatCodec
-from rlhf.core.errors import DataError
+from rlhf.core.config import load_settings
+from rlhf.core.errors import ConfigError, DataError
 from rlhf.core.records import Message
+from rlhf.core.run import Launch
 from rlhf.core.settings import ModelSettings
+from sft.config import SFTConfig
 from sft.data import Example, load_examples, split_examples
+from sft.tasks import Task, find_data, load_tasks, mean_of_tasks
 
 
 @pytest.fixture(scope="session")
@@ -130,3 +137,136 @@ def test_one_prompt_cannot_be_split() -> None:
         DataError, match=r"d\.jsonl: all demonstrations answer one prompt; expected at least 2"
     ):
         split_examples(examples_of(["a", "a"]), 0.5, 0, "d.jsonl")
+
+
+# ---- raw text -------------------------------------------------------------------------------------------------
+
+
+def test_every_token_of_a_text_is_predicted_exactly_once(tmp_path: Path, codec: ChatCodec) -> None:
+    text = "the cat sat on a mat and saw red green blue birds while an old man told one more tale"
+    path = write(tmp_path / "d.jsonl", {"text": text, "label": "tale"}, {"text": "short"})
+    examples, left_out = load_examples(path, codec, max_tokens=10)
+    whole = [codec.tokenizer.bos_token_id, *codec.completion_ids(text)]
+    parts = [example for example in examples if example.line == 1]
+    assert len(parts) > 2
+    targets = [
+        token
+        for example in parts
+        for token, counts in zip(example.input_ids, example.completion_mask, strict=True)
+        if counts
+    ]
+    assert targets == whole[1:]  # the first token is no target: nothing predicts it
+    assert whole[-1] == codec.end_token_id
+    assert all(len(example.input_ids) <= 10 for example in parts)
+    for before, after in itertools.pairwise(parts):  # a part goes on from the last token before it
+        assert after.input_ids[0] == before.input_ids[-1]
+    assert len({example.group_id for example in parts}) == 1  # a document is on one side only
+    assert left_out == 0
+    (short,) = (example for example in examples if example.line == 2)
+    assert short.prompt_ids == short.input_ids[: (len(short.input_ids) + 1) // 2]
+
+
+def test_an_empty_text_is_named(tmp_path: Path, codec: ChatCodec) -> None:
+    path = write(tmp_path / "d.jsonl", {"text": "a"}, {"text": " "})
+    with pytest.raises(DataError, match=r"d\.jsonl:2: the text is empty"):
+        load_examples(path, codec, max_tokens=10)
+
+
+def test_documents_of_a_text_file(tmp_path: Path, codec: ChatCodec) -> None:
+    path = tmp_path / "stories.txt"
+    path.write_text("one story\nof two lines\n<|endoftext|>\nanother\n")
+    examples, _ = load_examples(path, codec, max_tokens=64)
+    assert [example.line for example in examples] == [1, 4]
+    assert codec.decode(examples[0].input_ids) == "one story\nof two lines"
+
+
+# ---- the other kinds of files, and tasks ------------------------------------------------------------------------
+
+
+def test_csv_and_parquet_give_the_same_examples_as_jsonl(tmp_path: Path, codec: ChatCodec) -> None:
+    rows = [{"prompt": "say a", "completion": "aaa"}, {"prompt": "say, b", "completion": "b\nb"}]
+    expected, _ = load_examples(write(tmp_path / "d.jsonl", *rows), codec, max_tokens=64)
+    (tmp_path / "d.csv").write_text('prompt,completion\nsay a,aaa\n"say, b","b\nb"\n')
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    for name in ("d.csv", "d.parquet"):
+        found, _ = load_examples(tmp_path / name, codec, max_tokens=64)
+        assert [(e.input_ids, e.completion_mask, e.group_id) for e in found] == [
+            (e.input_ids, e.completion_mask, e.group_id) for e in expected
+        ], name
+
+
+def tasks_of(tmp_path: Path, codec: ChatCodec, **settings: Any) -> list[Task]:
+    config = SFTConfig.model_validate(settings)
+    launch = Launch(workspace=tmp_path, db="sqlite://")
+    return load_tasks(find_data(config, launch), codec, config)
+
+
+def test_files_are_tasks_with_a_validation_set_of_their_own(tmp_path: Path, codec: ChatCodec) -> None:
+    rows = [{"prompt": f"say {c}", "completion": c} for c in "abcd"]
+    write(tmp_path / "a.jsonl", *rows)
+    write(tmp_path / "b.jsonl", {"text": "one"}, {"text": "two"}, {"text": "three"})
+    write(tmp_path / "held.jsonl", *rows[:2])
+    data = ["letters=a.jsonl", "b.jsonl"]
+    one, two = tasks_of(tmp_path, codec, data=data, weights=[2, 1], validation_fraction=0.4)
+    assert [(t.name, t.weight) for t in (one, two)] == [("letters", 2), ("b", 1)]
+    assert {e.task for e in [*one.train, *one.validation]} == {"letters"}
+    assert len(one.train) + len(one.validation) == 4
+    assert one.validation
+    (given,) = tasks_of(tmp_path, codec, data=["a.jsonl"], validation=["held.jsonl"])
+    assert (len(given.train), len(given.validation)) == (4, 2)
+    # 2 nats on one and 1 on the other: by weights (2 x 2 + 1) / 3, by tokens as many as each has
+    assert mean_of_tasks([one, two], [2.0, 1.0]) == pytest.approx(5 / 3)
+    plain = tasks_of(tmp_path, codec, data=data, validation_fraction=0.4)
+    tokens = [t.num_targets for t in plain]
+    assert mean_of_tasks(plain, [2.0, 1.0]) == pytest.approx((2 * tokens[0] + tokens[1]) / sum(tokens))
+
+
+def test_files_that_cannot_be_tasks(tmp_path: Path, codec: ChatCodec) -> None:
+    write(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})
+    (tmp_path / "a.doc").write_text("x")
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "a.jsonl", {"prompt": "a", "completion": "b"})
+    cases = {
+        "--data is required": {},
+        "a.doc: cannot tell what is in it; expected .jsonl": {"data": ["a.doc"]},
+        "sft reads files; `rlhf prepare --data hub:x` makes them": {"data": ["hub:x"]},
+        "are both called 'a'; expected NAME=": {"data": ["a.jsonl", "sub/a.jsonl"]},
+    }
+    for message, settings in cases.items():
+        with pytest.raises((ConfigError, DataError)) as caught:
+            tasks_of(tmp_path, codec, **settings)
+        assert message in str(caught.value)
+
+
+def test_settings_of_files_that_do_not_fit_each_other() -> None:
+    for settings, message in (
+        (
+            {"data": ["a", "b"], "weights": [1.0]},
+            "weights has 1 entries; expected one for each of 2 data files",
+        ),
+        ({"data": ["a"], "weights": [0.0]}, "weights are 0.0; expected numbers above 0"),
+        ({"data": ["a", "b"], "validation": ["c"]}, "validation has 1 entries; expected one for each of 2"),
+        ({"packing": True, "method": "prompt-tuning"}, "packing does not go with prompt-tuning"),
+        (
+            {"gradient_checkpointing": True, "method": "prefix-tuning"},
+            "gradient_checkpointing does not go with prefix-tuning",
+        ),
+        ({"optim": {"lr": 0.0}}, "greater than 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SFTConfig.model_validate(settings)
+
+
+def test_a_method_brings_its_learning_rate() -> None:
+    assert SFTConfig().optim.lr == 2e-4
+    assert SFTConfig(method="ia3").optim.lr == 5e-3
+    assert SFTConfig(method="ia3", optim={"weight_decay": 0.1}).optim.lr == 5e-3  # type: ignore[arg-type]
+    given = load_settings(SFTConfig, None, ["--method", "full", "--optim.lr", "1e-3"], "rlhf sft")
+    assert given.optim.lr == 1e-3
+    assert given.optim.schedule == "cosine"
+    own = load_settings(SFTConfig, None, ["--method", "full", "--optim.beta1", "0.8"], "rlhf sft")
+    assert (own.optim.lr, own.optim.beta1) == (2e-5, 0.8)
+    assert (own.base_settings.dtype, SFTConfig(method="qlora").base_settings.quantization) == (
+        "float32",
+        "nf4",
+    )

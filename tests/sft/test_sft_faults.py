@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 import rlhf.cli as cli
-import sft.train as train_module
+import sft.methods as methods
 from rlhf.core.backbone import Backbone
 from rlhf.core.checkpoint import MANIFEST, checkpoints, newest_valid
 from rlhf.core.errors import GuardStop, Stopped
 from rlhf.core.metrics import MetricsLog, read_metrics
 from rlhf.core.run import Launch, is_finished, read_manifest
 from sft.config import SFTConfig
+from sft.data import load_examples
 from sft.train import run
 from sft.trainer import SFTTrainer, make_trainer, pass_budget
 
@@ -163,14 +164,14 @@ def test_an_incomplete_checkpoint_with_the_highest_number_is_ignored(
 def test_a_kill_while_the_model_is_written_leaves_no_half_of_it(
     tmp_path: Path, sft_options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(backbone: Backbone, role: Any, folder: Path) -> None:
+    def half(backbone: Backbone, role: Any, folder: Path, dtype: torch.dtype) -> None:
         (folder / "config.json").write_text("{}")
         os._exit(9)  # as SIGKILL: nothing is cleaned up
 
     out = tmp_path / "one"
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(train_module, "save_model", half)
+        monkeypatch.setattr(methods, "save_model", half)
         try:
             tune(out, settings(sft_options))
         finally:
@@ -293,7 +294,7 @@ def test_a_pass_begins_again_from_the_gradients_before_it(
     for fails in (False, True):
         backbone = Backbone.load(config.base, config.model)
         role = backbone.add_role("policy", config.lora, seed=0)
-        examples, _ = train_module.load_examples(Path(config.data), backbone.codec, max_tokens=64)
+        examples, _ = load_examples(Path(config.data[0]), backbone.codec, max_tokens=64)
         budget = pass_budget(config, examples)
         trainer = make_trainer(backbone, role, examples, config, tmp_path / "trl", budget)
         batches = list(trainer.get_train_dataloader())[:2]

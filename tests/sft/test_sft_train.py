@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import rlhf.cli as cli
+import sft.methods as methods
 import sft.train as train_module
 from rlhf.core.backbone import Backbone
 from rlhf.core.errors import ConfigError, GuardStop, Stopped
@@ -41,7 +42,7 @@ def prepared(config: SFTConfig, limit: int | None = None) -> tuple[Backbone, Any
     assert config.data
     backbone = Backbone.load(config.base, config.model)
     role = backbone.add_role(ROLE, config.lora, seed=0)
-    examples, _ = load_examples(Path(config.data), backbone.codec, max_tokens=backbone.codec.max_tokens)
+    examples, _ = load_examples(Path(config.data[0]), backbone.codec, max_tokens=backbone.codec.max_tokens)
     return backbone, role, examples[:limit]
 
 
@@ -234,7 +235,7 @@ def test_a_run_killed_while_saving_adds_no_step(
 ) -> None:
     config = SFTConfig(**sft_options())
 
-    monkeypatch.setattr(train_module, "save_model", raise_interrupt)
+    monkeypatch.setattr(methods, "save_model", raise_interrupt)
     with pytest.raises(KeyboardInterrupt):
         tune(tmp_path, config)
     monkeypatch.undo()
@@ -253,7 +254,7 @@ def test_a_run_killed_after_its_patience_ran_out_trains_no_further(
     losses = iter([1.0, 2.0])
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "mean_loss", lambda *args: next(losses))
-        patch.setattr(train_module, "save_policy", raise_interrupt)
+        patch.setattr(methods, "save_policy", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             tune(tmp_path, config)
     metrics = read_manifest(tune(tmp_path, config, resume=True)).metrics
