@@ -163,8 +163,8 @@ COMMANDS: dict[str, Command] = {
         launch=("out", "force"),
     ),
     "ppo": Command(
-        "rlhf.ppo.config:PPOConfig",
-        "rlhf.ppo.train:run",
+        "rlhf.loop.ppo_with_people.config:PPOWithPeopleConfig",
+        "rlhf.loop.ppo_with_people.run:run",
         "improve the policy against the reward model",
         training=True,
     ),
@@ -191,6 +191,12 @@ COMMANDS: dict[str, Command] = {
         "rlhf.preference.best_of_n:run",
         "draw n completions of each prompt and keep the best by a reward, for decoding or imitation",
         launch=("config", "out", "force", "resume"),
+    ),
+    "compare": Command(
+        "rlhf.loop.compare_config:CompareConfig",
+        "rlhf.demo.compare:run",
+        "tune by several methods on the same data at an equal price; without a backbone in the embedded world",
+        launch=("config", "out", "resume", "force", "print_config", "dry_run"),
     ),
     "evaluate": Command(
         "rlhf.loop.config:EvaluateConfig",
