@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModelForSequenceClassification,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -244,9 +250,11 @@ def make_trainable(classifier: TextClassifier, config: ClassifyConfig, base_name
 
 
 def _wrap(classifier: TextClassifier, lora: LoraConfig, seed: int) -> None:
-    with torch.random.fork_rng():  # peft draws from the global generator
+    with torch.random.fork_rng(), warnings.catch_warnings():  # peft draws from the global generator
+        # peft 0.21 asks for a property that transformers 5.23 renamed.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         torch.manual_seed(seed)
-        classifier.model = get_peft_model(classifier.model, lora)
+        classifier.model = PeftModelForSequenceClassification(classifier.model, lora)
     for parameter in classifier.trained().values():  # small updates would be rounded away in bf16
         parameter.data = parameter.data.float()
     classifier.model.eval()

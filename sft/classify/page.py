@@ -159,7 +159,7 @@ def _labels(result: Result) -> str:
 
 def _calibration(result: Result) -> str:
     before, after = result["calibration_before"], result["calibration"]
-    series = {
+    series: dict[str, tuple[plots.Numbers, plots.Numbers]] = {
         "perfect": ([0.0, 1.0], [0.0, 1.0]),
         f"temperature {result['temperature']:.2f}": _bins(after),
         "as trained": _bins(before),
@@ -193,7 +193,7 @@ def _calibration(result: Result) -> str:
     )
 
 
-def _bins(figures: Result) -> tuple[list[float | None], list[float | None]]:
+def _bins(figures: Result) -> tuple[plots.Numbers, plots.Numbers]:
     bins = figures["reliability"]
     return [b["confidence"] for b in bins], [b["frequency"] for b in bins]
 

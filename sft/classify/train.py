@@ -64,7 +64,7 @@ def run(config: ClassifyConfig, launch: Launch) -> None:
     parents |= {"base": Path(base_path)} if Path(base_path).exists() else {}
     if launch.dry_run:
         data = load_labelled(config, data_path, beside.get("validation"), beside.get("test"))
-        classifier, _ = _prepare(base_path, data, config, launch)
+        classifier, _ = prepared(base_path, data, config, launch)
         print(f"classify: would tune {_size(classifier)} of {base_path} on {counts(data)}, into {out}")
         return
     # Opened before the model is loaded: a second launcher and a finished run are answered at once.
@@ -75,7 +75,7 @@ def run(config: ClassifyConfig, launch: Launch) -> None:
             print(f"classify: {out} is already finished")
             return
         data = load_labelled(config, data_path, beside.get("validation"), beside.get("test"))
-        classifier, tokenised = _prepare(base_path, data, config, launch)
+        classifier, tokenised = prepared(base_path, data, config, launch)
         record.begin()
         print(f"classify: {counts(data)}; {_size(classifier)}")
         trainer = train(classifier, tokenised, config, record)
@@ -97,7 +97,7 @@ def _size(classifier: TextClassifier) -> str:
     return f"{trained:,} of {total:,} weights ({100 * trained / total:.1f} %)"
 
 
-def _prepare(
+def prepared(
     base_path: str, data: LabelledData, config: ClassifyConfig, launch: Launch
 ) -> tuple[TextClassifier, Tokenised]:
     """The model with what is trained, and the texts in its tokens. Raises ModelError, ConfigError and DataError."""

@@ -154,7 +154,7 @@ class ClassifyTrainer:
         if self.sums["steps"]:
             figures["train_loss"] = self.sums["loss"] / self.sums["steps"]
             figures["grad_norm"] = self.sums["grad_norm"] / self.sums["steps"]
-            figures["lr"] = float(self.schedule.get_last_lr()[0])
+            figures["lr"] = float(self.optimizer.param_groups[0]["lr"])
         self.sums = dict.fromkeys(self.sums, 0.0)
         return figures
 

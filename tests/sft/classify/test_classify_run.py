@@ -21,13 +21,14 @@ from rlhf.core.metrics import MetricsLog, read_metrics
 from rlhf.core.run import Launch, directory_sha256, is_finished, read_manifest
 from sft.classify import trainer as trainer_module
 from sft.classify.config import ClassifyConfig, ClassifyLora
+from sft.classify.data import load_labelled
 from sft.classify.model import lora_targets, open_saved
 from sft.classify.predict import classify_texts
-from sft.classify.train import run
+from sft.classify.train import prepared, run
 from sft.classify.trainer import class_weights
 
 Options = Callable[..., dict[str, Any]]
-TEXTS = ["the red mat and sun", "hello old man", "an old cat told one tale of rain and sun"]
+TEXTS = ["red mat and green", "hello old man told one tale please", "cat told one tale of rain and birds"]
 
 
 def classify(out: Path, options: dict[str, Any], **launch: bool) -> Path:
@@ -133,18 +134,18 @@ def test_label_adds_columns_and_a_report_where_labels_are_known(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new.csv"
-    path.write_text("text,label,id\nthe red mat,colour,1\nhello old man,colour,2\n")
+    path.write_text("text,label,id\nred mat and blue,colour,1\nhello old man please,colour,2\n")
     command = ["label", str(path), "--classifier", "run", "--workspace", str(finished.parent)]
     command += ["--model.device", "cpu"]
     assert cli.main(command) == 0
     rows = [json.loads(line) for line in (tmp_path / "new.labelled.jsonl").read_text().splitlines()]
     assert [(row["id"], row["predicted"]) for row in rows] == [("1", "colour"), ("2", "greeting")]
     assert rows[0]["probability"] == max(rows[0]["probabilities"].values())
-    result = json.loads((tmp_path / "new.labelled-report" / "classify.json").read_text())
+    result = json.loads((tmp_path / "new-report" / "classify.json").read_text())
     assert result["accuracy"] == 0.5
     assert cli.main(command) == 2
     assert "exists already" in capsys.readouterr().err
-    path.write_text("text\n" + "the red mat " * 60 + "\nhello man\n")
+    path.write_text("text\n" + "the red mat " * 60 + "\nhello man please\n")
     assert cli.main([*command, "--force"]) == 2
     assert "new.csv:2: the text has" in capsys.readouterr().err
     assert cli.main([*command, "--force", "--on-too-long", "drop"]) == 0
@@ -203,16 +204,25 @@ def test_models_of_other_kinds_are_refused_in_one_line(tmp_path: Path, classify_
         classify(tmp_path / "run", classify_options(base=str(folder)))
 
 
-def test_long_texts_stop_or_are_cut_and_counted(
+def test_long_texts_stop_or_are_cut_or_left_out_and_counted(
     tmp_path: Path, classify_options: Options, labelled: Path
 ) -> None:
-    rows = labelled.read_text() + json.dumps({"text": "cat " * 90, "label": "animal"}) + "\n"
-    (tmp_path / "rows.jsonl").write_text(rows)
-    options = classify_options(data=str(tmp_path / "rows.jsonl"), num_epochs=1)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(labelled.read_text() + json.dumps({"text": "cat " * 90, "label": "animal"}) + "\n")
+
+    def lengths(what: str) -> list[int]:
+        config = ClassifyConfig(**classify_options(data=str(path), on_too_long=what))
+        data = load_labelled(config, path, None, None)
+        launch = Launch(workspace=tmp_path, db="")
+        _, tokenised = prepared(str(config.base), data, config, launch)
+        assert tokenised.num_too_long == 1
+        return [length for tokens in tokenised.tokens.values() for length in tokens.lengths]
+
     with pytest.raises(DataError, match=r"rows.jsonl:181: the text has \d+ tokens; at most 64 are used"):
-        classify(tmp_path / "run", options)
-    out = classify(tmp_path / "run", options | {"on_too_long": "truncate"})
-    assert read_manifest(out).metrics["num_too_long"] == 1
+        lengths("error")
+    assert max(lengths("truncate")) == 64
+    assert len(lengths("drop")) == 180
+    assert max(lengths("drop")) < 64
 
 
 def test_settings_that_contradict_each_other() -> None:
@@ -259,7 +269,7 @@ def test_a_stopped_and_a_killed_run_go_on_to_the_same_bits(
         patch.setattr(
             trainer_module.ClassifyTrainer,
             "train_step",
-            stopping(9, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+            stopping(8, lambda: os.kill(os.getpid(), signal.SIGTERM)),
         )
         with pytest.raises(Stopped, match="continue with --resume"):
             classify(out, options)
@@ -284,7 +294,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
 
     def poison(self: MetricsLog, step: int, **values: Any) -> None:
         log(self, step, **values)
-        if step == 9:
+        if step == 8:
             monkeypatch.setattr(
                 trainer_module.ClassifyTrainer,
                 "_loss_sum",
@@ -292,16 +302,18 @@ def test_a_loss_that_is_no_number_ends_the_run(
             )
 
     monkeypatch.setattr(MetricsLog, "log", poison)
-    with pytest.raises(GuardStop, match="step 10: loss is nan"):
+    with pytest.raises(GuardStop, match="step 9: loss is nan"):
         classify(tmp_path / "run", classify_options())
     assert not is_finished(tmp_path / "run")
 
 
-def test_a_pass_that_does_not_fit_is_halved_to_the_same_result(
-    tmp_path: Path, classify_options: Options, monkeypatch: pytest.MonkeyPatch
+def test_a_pass_that_does_not_fit_is_halved_to_the_same_step(
+    classify_options: Options,
+    labelled: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = classify_options(num_epochs=1, lora={"r": 4, "target_modules": "q_lin", "adapter_layers": 1.0})
-    whole = classify(tmp_path / "whole", options)
+    config = ClassifyConfig(**classify_options(class_weights="balanced", micro_batch_tokens=10_000))
     forward = trainer_module.TextClassifier.forward
 
     def small(self: Any, rows: Any) -> Any:
@@ -309,14 +321,28 @@ def test_a_pass_that_does_not_fit_is_halved_to_the_same_result(
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         return forward(self, rows)
 
+    def stepped() -> tuple[float, dict[str, torch.Tensor]]:
+        trainer = made_trainer(config, labelled)
+        for module in trainer.classifier.model.modules():  # its draws would depend on the passes
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        loss = trainer.train_step(lambda: None)
+        return loss, {name: p.detach() for name, p in trainer.parameters.items()}
+
+    whole, weights = stepped()
     monkeypatch.setattr(trainer_module.TextClassifier, "forward", small)
-    parts = classify(tmp_path / "parts", options)
-    losses = [
-        [row["validation_loss"] for row in read_metrics(out / "metrics.jsonl")] for out in (whole, parts)
-    ]
-    # the encoder's own dropout draws other numbers for other passes, so the second figure differs a little
-    assert losses[0][0] == losses[1][0]
-    assert losses[0][1] == pytest.approx(losses[1][1], abs=0.2)
+    parts, same = stepped()
+    assert "micro_batch_tokens is" in capsys.readouterr().out
+    assert parts == pytest.approx(whole, rel=1e-5)
+    for name, value in weights.items():
+        assert torch.allclose(same[name], value, atol=1e-5), name
+
+
+def made_trainer(config: ClassifyConfig, path: Path) -> Any:
+    data = load_labelled(config, path, None, None)
+    classifier, tokenised = prepared(str(config.base), data, config, Launch(workspace=path.parent, db=""))
+    tokens = tokenised.tokens
+    return trainer_module.ClassifyTrainer(classifier, tokens["train"], tokens["validation"], config)
 
 
 def test_saved_weights_of_another_base_are_refused(finished: Path, tiny_model: Callable[..., Path]) -> None:
