@@ -78,9 +78,9 @@ def run(config: EvaluateConfig, launch: Launch) -> None:
     pool = ModelPool(config.model, launch)
     candidate = pool.generator(candidate_text)
     baseline = _baseline(pool, candidate, config)
-    compare = None if by_people else _judge(pool, judge_text, config.micro_batch_tokens)
+    compare = None if by_people else judge_of(pool, judge_text, config.micro_batch_tokens)
     # Read before the run begins: a bad prompt must not leave an unfinished run behind.
-    prompts = _prompts(prompts_path, [candidate, baseline], config)
+    prompts = select_prompts(prompts_path, [candidate, baseline], config)
     parents = {"prompts": prompts_path} | {
         name: path
         for name, path in (
@@ -134,7 +134,8 @@ def _baseline(pool: ModelPool, candidate: Generator, config: EvaluateConfig) -> 
     return Generator(candidate.backbone, REFERENCE, candidate.backbone.name, None)
 
 
-def _judge(pool: ModelPool, text: str, micro_batch_tokens: int) -> Comparison:
+def judge_of(pool: ModelPool, text: str, micro_batch_tokens: int) -> Comparison:
+    """Who compares answers: the reward model or the function that `text` names."""
     if not is_callable_spec(text):
         scorer = pool.scorer(text)
 
@@ -194,7 +195,7 @@ def completions(
     ]
 
 
-def _prompts(path: Path, generators: Sequence[Generator], config: EvaluateConfig) -> list[Prompt]:
+def select_prompts(path: Path, generators: Sequence[Generator], config: EvaluateConfig) -> list[Prompt]:
     """Prompts that fit every model that has to answer them. Raises DataError when there are none."""
     room, drop = config.sampling.max_completion_tokens, config.on_long_prompt == "drop"
     fitting: list[list[EncodedPrompt]] = [

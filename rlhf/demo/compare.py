@@ -1,0 +1,65 @@
+"""`rlhf compare` as a command: on one's own data where it is named, else in the embedded world.
+
+The world is the one of `rlhf demo`: the same stages up to the reward model, in the same workspace, so a demo that was
+run there is used and the other way round.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rlhf.core.run import Launch
+from rlhf.core.settings import LoraSettings
+from rlhf.demo import rubric, world
+from rlhf.demo.config import DemoConfig
+from rlhf.demo.run import PROJECT, Demo
+from rlhf.loop.compare import run as compare
+from rlhf.loop.compare_config import CompareConfig
+
+# The stages of the demo that a comparison stands on.
+LAST_STAGE = "reward"
+# Settings for the small model, found by trying on its training prompts; what is given on the command line wins.
+SETTINGS = (
+    "all.optim.lr=1e-3",
+    "all.optim.schedule=linear",
+    "all.optim.warmup_steps=8",
+    "all.batch_size=64",
+    "ppo.num_prompts=64",
+    "ppo.kl_coef=0.05",
+    "ppo.num_epochs=2",
+    "ppo.num_minibatches=2",
+)
+
+
+def run(config: CompareConfig, launch: Launch) -> None:
+    """Compare; without --backbone in the embedded world, which is made first."""
+    compare(config if config.backbone else in_the_world(config, launch), launch)
+
+
+def in_the_world(config: CompareConfig, launch: Launch) -> CompareConfig:
+    """The comparison with everything that the world has for it. Makes what of the world is missing."""
+    demo = Demo(DemoConfig(seed=config.seed), launch)
+    last = [stage.name for stage in demo.stages].index(LAST_STAGE)
+    for stage in demo.stages[: last + 1]:
+        if stage.name not in demo.seconds:
+            demo.do(stage)
+    runs, data = demo.workspace.runs, demo.data
+    there: dict[str, Any] = {
+        "backbone": str(runs / "sft"),
+        "snapshot": str(demo.workspace.snapshots / PROJECT),
+        "reward": str(runs / "reward"),
+        "prompts": str(data / world.PPO),
+        "eval_prompts": str(data / world.PPO_EVAL),
+        "heldout": str(data / world.HELDOUT),
+        "judge": f"{Path(rubric.__file__)}:gold",
+    }
+    changes = {name: value for name, value in there.items() if getattr(config, name) is None}
+    untouched = CompareConfig()
+    if config.sampling == untouched.sampling:
+        changes["sampling"] = demo.sampling.model_dump()
+    if config.lora == untouched.lora:
+        changes["lora"] = LoraSettings(r=16, alpha=32, adapter_layers=0.5).model_dump()
+    own = [text for text in SETTINGS if text.split(".")[0] in (*config.names, "all")]
+    changes["overrides"] = (*own, *config.overrides)
+    return CompareConfig.model_validate(config.model_dump(mode="json") | changes)

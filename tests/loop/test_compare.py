@@ -1,0 +1,158 @@
+"""`rlhf compare`: every method through its own door on one budget, the table, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedback_app.store.engine import Store
+from rlhf.core.config import load_settings
+from rlhf.core.errors import ConfigError
+from rlhf.core.run import Launch, Workspace, is_finished
+from rlhf.loop import compare
+from rlhf.loop.compare_config import CompareConfig
+from rlhf.loop.compare_method import BudgetedPPOConfig, Place, settings_of
+from rlhf.loop.registry import Registry
+from rlhf.preference.config import PreferConfig
+
+NOUNS = ("cat", "mat", "birds", "man", "tale", "rain", "sun", "order")
+FUNCTIONS = """
+def letters(prompts, completions):
+    return [sum(c in "aeiou" for c in text) / max(1, len(text)) for text in completions]
+"""
+SMALL = (
+    "all.optim.lr=1e-2",
+    "all.batch_size=4",
+    "all.near_duplicates=0",
+    "grpo.online.num_prompts=2",
+    "grpo.online.samples_per_prompt=2",
+    "grpo.online.eval_every=1000000",
+    "ppo.num_prompts=4",
+    "ppo.eval_every=1000000",
+)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def compare_launch(workspace: Launch) -> Launch:
+    root = workspace.workspace
+    for split, count in (("train", 8), ("validation", 4), ("test", 4)):
+        rows = [
+            {
+                "prompt": f"{split} {noun}",
+                "chosen": f"the {noun} thank rain",
+                "rejected": f"the {noun} sorry rain",
+            }
+            for noun in NOUNS[:count]
+        ]
+        write(root / "snapshot" / f"{split}.jsonl", rows)
+    write(root / "prompts.jsonl", [{"prompt": f"tell of {noun}"} for noun in NOUNS])
+    write(root / "heldout.jsonl", [{"prompt": f"what of {noun}"} for noun in NOUNS])
+    (root / "functions.py").write_text(FUNCTIONS)
+    return replace(workspace, out=root / "runs" / "compare")
+
+
+def small_config(root: Path, **changes: Any) -> CompareConfig:
+    settings: dict[str, Any] = {
+        "methods": "dpo,grpo,ppo,best-of-n",
+        "budget": "3000tokens",
+        "backbone": "models/base",
+        "snapshot": "snapshot",
+        "reward": f"{root}/functions.py:letters",
+        "prompts": "prompts.jsonl",
+        "eval_prompts": "heldout.jsonl",
+        "heldout": "heldout.jsonl",
+        "judge": f"{root}/functions.py:letters",
+        "n": 3,
+        "overrides": SMALL,
+        "sampling": {"max_completion_tokens": 8},
+        "lora": {"r": 4, "alpha": 8},
+        "model": {"device": "cpu"},
+        "isolate": False,
+    }
+    return CompareConfig.model_validate(settings | changes)
+
+
+def test_all_methods_on_one_budget(
+    compare_launch: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second method is interrupted; the same command with --resume does not begin the first one again."""
+    root, out = compare_launch.workspace, compare_launch.out
+    assert out is not None
+    config = small_config(root)
+    done = compare.run_method
+
+    def interrupted(config: CompareConfig, launch: Launch, out: Path, method: str, *rest: Any) -> None:
+        if method == "grpo":
+            raise KeyboardInterrupt
+        done(config, launch, out, method, *rest)
+
+    monkeypatch.setattr(compare, "run_method", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(config, compare_launch)
+    monkeypatch.undo()
+    first = Place.of(out, "dpo").result.read_bytes()
+    compare.run(config, replace(compare_launch, resume=True))
+    assert Place.of(out, "dpo").result.read_bytes() == first
+    assert "dpo is already finished" in capsys.readouterr().out
+    assert is_finished(out)
+
+    result = json.loads((out / "compare.json").read_text())
+    rows = {row["method"]: row for row in result["methods"]}
+    assert set(rows) == {"dpo", "grpo", "ppo", "best-of-n"}
+    rates = [row["win_rate"] for row in result["methods"]]
+    assert rates == sorted(rates, reverse=True)
+    for name in ("grpo", "ppo"):  # they end with the first iteration that is beyond the budget
+        assert 1 <= rows[name]["used"] < 1.5
+    # The judge is the reward here, so the best of 3 cannot lose against the first of the 3.
+    assert rows["best-of-n"]["win_rate_low"] >= 0.5
+    # log 3 - 2/3 = 0.4319
+    assert rows["best-of-n"]["kl"] == pytest.approx(0.4319, abs=1e-4)
+    assert rows["best-of-n"]["tokens_spent"] == 0
+    page = (out / "compare.html").read_text()
+    assert "Win rate over the backbone" in page
+    assert "at most 0.43" in page
+
+    with Store.open(compare_launch.db) as store:
+        registry = Registry(store, Workspace(root))
+        assert set(result["artifacts"]) == {"dpo", "grpo", "ppo"}
+        assert registry.artifact(result["artifacts"]["grpo"]).path == out / "runs" / "grpo"
+
+
+def test_budgets_and_overrides() -> None:
+    config = CompareConfig(
+        methods="dpo, ppo", budget="2m", overrides=("all.optim.lr=3e-4", "ppo.kl_coef=0.02")
+    )
+    assert (config.names, config.budget_seconds, config.budget_tokens) == (["dpo", "ppo"], 120.0, None)
+    assert CompareConfig(budget="3e6tokens").budget_tokens == 3_000_000
+    dpo, ppo = settings_of(config, "dpo", 5), settings_of(config, "ppo", 5)
+    assert isinstance(dpo, PreferConfig)
+    assert (dpo.optim.lr, dpo.optim.schedule, dpo.seed, dpo.budget_seconds) == (3e-4, "cosine", 5, 120.0)
+    assert isinstance(ppo, BudgetedPPOConfig)
+    assert (ppo.optim.lr, ppo.kl_coef) == (3e-4, 0.02)
+    config = CompareConfig(methods="dpo", overrides=("dpo.optm.lr=1",))
+    with pytest.raises(ConfigError, match=r"rlhf compare: dpo\.optm: is not a known name"):
+        settings_of(config, "dpo", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "3 weeks"], "budget is '3 weeks'; expected something like 120s, 5m or 3e6tokens"),
+        (["--methods", "dpo,dqn"], "methods names 'dqn'"),
+        (["--methods", "dpo,dpo"], "each method once"),
+        (["--overrides", "kto.beta=1", "--methods", "dpo"], "is for 'kto', which is not among the methods"),
+        (["--overrides", "dpo.beta"], "is not of the form METHOD.KEY=VALUE"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(CompareConfig, None, arguments, "rlhf compare")
