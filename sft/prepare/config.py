@@ -86,6 +86,11 @@ class PrepareConfig(Settings):
         "patterns",
         description="presidio (extra) also finds names and places with a language model of its own",
     )
+    pii_model: str | None = Field(
+        None,
+        description="spaCy model of presidio: an installed one, such as en_core_web_md, or its folder; default the "
+        "largest installed one for English",
+    )
     phone_region: str | None = Field(
         "US", pattern=r"^[A-Z]{2}$", description="country of phone numbers without +; none: those are left"
     )

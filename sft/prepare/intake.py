@@ -31,7 +31,7 @@ def make_finder(config: PrepareConfig) -> Finder:
     """What finds personal data. Raises ConfigError where presidio was chosen and is missing."""
     if config.pii_engine == "presidio":
         finder: Finder = importlib.import_module("sft.prepare.pii_presidio").PresidioFinder(
-            config.phone_region
+            config.phone_region, config.pii_model
         )
         return finder
     return PatternFinder(config.phone_region)

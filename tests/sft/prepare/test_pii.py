@@ -11,7 +11,7 @@ import pytest
 from rlhf.core.errors import ConfigError
 from sft.prepare.pii import Found, PatternFinder, PersonalData, masked
 from sft.prepare.pii_numbers import iban_is_valid, luhn
-from sft.prepare.pii_presidio import PresidioFinder
+from sft.prepare.pii_presidio import PresidioFinder, chosen_model
 from sft.prepare.pii_secrets import entropy
 from sft.prepare.rows import Sample
 
@@ -124,3 +124,13 @@ def test_presidio_is_asked_for_by_name() -> None:
         pytest.xfail("presidio is installed here")
     with pytest.raises(ConfigError, match="presidio-analyzer is not installed"):
         PresidioFinder("US")
+
+
+def test_presidio_takes_a_model_that_is_installed_and_downloads_none(tmp_path: Path) -> None:
+    assert chosen_model(None, ["de_core_news_lg", "en_core_web_sm", "en_core_web_md"]) == "en_core_web_md"
+    assert chosen_model("de_core_news_lg", ["de_core_news_lg"]) == "de_core_news_lg"
+    assert chosen_model(str(tmp_path), []) == str(tmp_path)
+    with pytest.raises(ConfigError, match="no English spaCy model is installed; expected python -m spacy download"):
+        chosen_model(None, ["de_core_news_lg"])
+    with pytest.raises(ConfigError, match="en_core_web_trf: is not installed and no folder; installed: en_core_web_sm"):
+        chosen_model("en_core_web_trf", ["en_core_web_sm"])
