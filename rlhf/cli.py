@@ -98,6 +98,18 @@ COMMANDS: dict[str, Command] = {
         "what supervised tuning gained over the base and over few-shot prompting, and what it lost",
         launch=("config", "out", "force", "print_config"),
     ),
+    "canaries": Command(
+        "sft.privacy.config:CanariesConfig",
+        "sft.privacy.plant:run",
+        "put invented secrets among demonstrations, to see later what a model gives away",
+        launch=("out",),
+    ),
+    "memorisation": Command(
+        "sft.privacy.config:MemorisationConfig",
+        "sft.privacy.memorisation:run",
+        "how far a model gives away the canaries that it was trained on",
+        launch=("out", "force"),
+    ),
     "sample": Command(
         "rlhf.loop.config:SampleConfig",
         "rlhf.loop.sample:run",

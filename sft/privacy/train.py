@@ -1,0 +1,177 @@
+"""Private training of a LoRA adapter, in the place of trl's trainer: `rlhf sft` with `privacy.epsilon` or
+`privacy.noise_multiplier`.
+
+What is promised: with or without any one training demonstration, every outcome of the training steps is about as
+likely (at most e^epsilon times, but for the chance delta). Not promised: anything about the validation demonstrations,
+which choose the best step without noise; about somebody who wrote several demonstrations (k of them spend about k times
+as much); and about metrics.jsonl, which tells losses as they were.
+
+Logged per step: `loss` (mean over the batch of the mean nats per token of each demonstration), `grad_norm` (mean of
+the demonstrations' norms before clipping), `clipped` (share of them that were), `batch` (how many there were), `lr`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf.core.backbone import Backbone, Role
+from rlhf.core.checkpoint import StateCheckpoints
+from rlhf.core.errors import ConfigError, Stopped
+from rlhf.core.files import clear_folders
+from rlhf.core.guards import SignalGuard, TokenBudget
+from rlhf.core.metrics import progress
+from rlhf.core.run import CHECKPOINTS, Run
+from rlhf.core.settings import OptimSettings
+from sft.data import Example
+from sft.privacy.config import PrivacySettings
+from sft.privacy.gradients import recorded
+from sft.privacy.trainer import PrivateTrainer, planned_steps
+
+STAGE = "sft"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What private training needs to know beside the data and the model."""
+
+    privacy: PrivacySettings
+    optim: OptimSettings
+    batch_size: int
+    micro_batch_size: int
+    num_epochs: int
+    eval_steps: int | None
+    patience: int
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The noise that is added, and what it makes the steps cost."""
+
+    noise_multiplier: float
+    delta: float
+    sample_rate: float
+    max_grad_norm: float
+
+    def after(self, num_steps: int) -> dict[str, Any]:
+        """What the manifest says about the privacy of a run of so many steps."""
+        return {
+            "epsilon": accountant().spent_epsilon(
+                self.noise_multiplier, self.sample_rate, num_steps, self.delta
+            ),
+            "delta": self.delta,
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "sample_rate": self.sample_rate,
+            "num_steps": num_steps,
+            "accountant": "PRV (arXiv:2106.02848)",
+            "unit": "one training demonstration",
+            "not_covered": "validation demonstrations, metrics.jsonl",
+        }
+
+
+def accountant() -> ModuleType:
+    """`sft.privacy.accountant`. Raises ConfigError where the extra `privacy` is not installed."""
+    try:
+        return importlib.import_module("sft.privacy.accountant")
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"privacy needs {error.name}; install it with: pip install 'rlhf-loop[privacy]'"
+        ) from error
+
+
+def price(plan: Plan, num_examples: int) -> Spent:
+    """The noise for a wanted epsilon, or the given one. Raises ConfigError for what cannot be kept."""
+    privacy = plan.privacy
+    delta = privacy.delta if privacy.delta is not None else 1 / (10 * num_examples)
+    if delta * num_examples >= 1:
+        raise ConfigError(
+            f"privacy.delta {delta:g} allows to publish one of {num_examples} demonstrations; expected much less than "
+            f"1 / {num_examples}"
+        )
+    rate = min(1.0, plan.batch_size / num_examples)
+    num_steps, _ = planned_steps(num_examples, plan.batch_size, plan.num_epochs, plan.eval_steps)
+    noise = privacy.noise_multiplier
+    if noise is None:
+        assert privacy.epsilon is not None
+        noise = accountant().noise_for(privacy.epsilon, rate, num_steps, delta)
+    return Spent(noise, delta, rate, privacy.max_grad_norm)
+
+
+def train_privately(
+    backbone: Backbone,
+    role: Role,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    plan: Plan,
+    record: Run,
+) -> tuple[PrivateTrainer, dict[str, Any]]:
+    """Train the role's adapter and leave it at its best step. Returns the trainer and what was spent.
+
+    Raises ConfigError, GuardStop and Stopped.
+    """
+    spent = price(plan, len(train))
+    longest = max(len(example.input_ids) for example in [*train, *validation])
+    budget = TokenBudget(
+        plan.micro_batch_size * longest, name="the budget of padded tokens per pass", shorter="max_tokens"
+    )
+    print(
+        f"sft: private: noise multiplier {spent.noise_multiplier:.3f}, clipping at {spent.max_grad_norm:g}, each of "
+        f"{len(train)} demonstrations in a step with probability {spent.sample_rate:.4g}"
+    )
+    with recorded(role.model) as collector:
+        trainer = PrivateTrainer(
+            backbone,
+            role,
+            train,
+            validation,
+            plan.optim,
+            collector,
+            batch_size=plan.batch_size,
+            num_epochs=plan.num_epochs,
+            eval_steps=plan.eval_steps,
+            patience=plan.patience,
+            max_grad_norm=spent.max_grad_norm,
+            noise_multiplier=spent.noise_multiplier,
+            budget=budget,
+        )
+        _steps(trainer, record)
+    trainer.restore_best()
+    role.model.eval()
+    return trainer, spent.after(trainer.step)
+
+
+def _steps(trainer: PrivateTrainer, record: Run) -> None:
+    """Steps, validations and checkpoints until done."""
+    checkpoints = StateCheckpoints(record.path / CHECKPOINTS, STAGE)
+    state = checkpoints.newest() if record.resuming else None
+    if state is not None:
+        trainer.load_state_dict(state)
+    # What a state has not been validated yet is logged (again).
+    steps_logged = trainer.step if state is not None else -1
+    record.metrics.truncate_after(steps_logged)
+    with SignalGuard() as guard, progress("private training", trainer.num_steps, stage=STAGE) as tracker:
+        tracker.advance(trainer.step)
+        try:
+            while not trainer.done:
+                guard.check()
+                if trainer.due:
+                    record.metrics.log(trainer.step, validation_loss=trainer.validate())
+                    checkpoints.save(trainer.step, trainer.state_dict())
+                    continue
+                figures = trainer.train_step(guard.check)
+                record.metrics.log(trainer.step, **figures)
+                tracker.advance(loss=figures["loss"])
+        except Stopped:
+            if not trainer.due:  # a resume goes back to the state before, and makes the same step again
+                checkpoints.save(trainer.step, trainer.state_dict())
+            raise
+
+
+def forget_key(out: Path) -> None:
+    """Remove the checkpoints of a run that is done: they hold the key of its noise."""
+    clear_folders(out, CHECKPOINTS)
