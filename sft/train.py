@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import newest_valid
 from rlhf.core.errors import ConfigError
 from rlhf.core.guards import SignalGuard, TokenBudget, require_finite_parameters
-from rlhf.core.inputs import find_model, model_name, require_one_process, required
+from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.metrics import progress
 from rlhf.core.run import CHECKPOINTS, Launch, Run, Workspace
@@ -46,6 +45,7 @@ from sft.methods import (
     save_merged,
 )
 from sft.packing import require_separation, to_rows
+from sft.remedies import REPLAY, load_replay
 from sft.report import Samples, draw_samples, write_report
 from sft.tasks import Task, find_data, load_tasks, mean_of_tasks, parents_of
 from sft.trainer import make_trainer, pass_budget, room_of
@@ -62,13 +62,17 @@ def run(config: SFTConfig, launch: Launch) -> None:
         raise ConfigError(f"model.device is {config.model.device}; for sft set CUDA_VISIBLE_DEVICES instead")
     base_path = find_model(required(config.base, "base", "the model to tune"), launch)
     files = find_data(config, launch)
+    replay = find_path(config.replay, launch) if config.replay else None
     out = launch.out or Workspace(launch.workspace).runs / "sft"
 
     def load() -> tuple[Backbone, list[Task]]:
         backbone = Backbone.load(base_path, config.base_settings, name=model_name(base_path, launch))
         if config.packing:
             require_separation(backbone)
-        return backbone, load_tasks(files, backbone.codec, config)
+        tasks = load_tasks(files, backbone.codec, config)
+        if replay is not None:
+            tasks.append(Task(REPLAY, load_replay(replay, backbone.codec, config), []))
+        return backbone, tasks
 
     if launch.dry_run:
         backbone, tasks = load()
@@ -81,6 +85,7 @@ def run(config: SFTConfig, launch: Launch) -> None:
         )
         return
     parents = parents_of(files) | ({"base": Path(base_path)} if Path(base_path).exists() else {})
+    parents |= {REPLAY: replay} if replay is not None else {}
     # Opened before the model is loaded: a second launcher and a finished run are answered at once.
     with Run.open(
         out, stage="sft", settings=config, launch=launch, parents=parents, seed=config.seed
@@ -196,7 +201,7 @@ def train(
     written = checkpoints / TRL
     shutil.rmtree(written, ignore_errors=True)  # what a kill left of a save
     trainer = make_trainer(backbone, role, train_set, config, written, budget)
-    per_epoch = steps_per_epoch(len(trainer.train_dataset), config)
+    per_epoch = steps_per_epoch(len(trainer.sampler or trainer.train_dataset), config)
     num_steps = per_epoch * config.num_epochs
     with SignalGuard() as guard, progress("training", num_steps, stage="sft") as tracker:
         watch = Watch(
@@ -220,10 +225,7 @@ def train(
             tracker.advance(watch.step)
         record.metrics.truncate_after(watch.step if folder is not None else -1)
         if not watch.done:  # the trainer would add a step to a run that has had them all
-            with warnings.catch_warnings():
-                # peft looks for the base from the current directory; ours is named relative to the workspace
-                warnings.filterwarnings("ignore", message="Could not find a config file")
-                trainer.train(resume_from_checkpoint=str(folder) if folder is not None else None)
+            trainer.train(resume_from_checkpoint=str(folder) if folder is not None else None)
         guard.check()
     shutil.rmtree(written, ignore_errors=True)  # trl makes it again even where nothing is left to train
     load_trained(role, watch.best, "the best step")
@@ -239,8 +241,8 @@ def steps_per_epoch(num_rows: int, config: SFTConfig) -> int:
 
 
 def validation_of(backbone: Backbone, role: Role, tasks: Sequence[Task], budget: TokenBudget) -> Validation:
-    """The validation loss of a role, with those of the tasks where there are several."""
-    losses = []
+    """The validation loss of a role, with those of the tasks where there are several. Replayed rows have none."""
+    tasks, losses = [task for task in tasks if task.validation], []
     for task in tasks:
         lengths = [len(example.input_ids) for example in task.validation]
         losses.append(

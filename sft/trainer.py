@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -28,6 +30,7 @@ from sft.methods import load_trained, trained_tensors
 from sft.mixture import MixtureSampler
 from sft.noise import EmbeddingNoise
 from sft.packing import PackedCollator, to_dataset, to_rows
+from sft.remedies import REPLAY, KlToBase, with_replay
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 TRAINED_FILE = "trained.safetensors"
@@ -59,13 +62,14 @@ class Trainer(SFTTrainer):
     divided by the target tokens of the whole batch in each part, so the step stays that of the same batch;
     accelerate's `find_executable_batch_size` would train on a smaller one.
 
-    sampler: the order of rows where it is not the usual shuffle. noise: NEFTune's.
+    sampler: the order of rows where it is not the usual shuffle. noise: NEFTune's. kl: KL to the base as a second term.
     """
 
     budget: TokenBudget
     role: Role
     sampler: Sampler[int] | None = None
     noise: EmbeddingNoise | None = None
+    kl: KlToBase | None = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the manifest says where the model comes from."""
@@ -76,7 +80,13 @@ class Trainer(SFTTrainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if self.noise is not None:
             self.noise.prepare(inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if self.kl is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.kl.watching():
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        term, mean = self.kl.term(inputs, kwargs["num_items_in_batch"])
+        self._metrics["train"]["kl_to_base"].append(mean)
+        return loss + term
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -163,9 +173,14 @@ def make_trainer(
     )
     for parameter, data in exact:  # beside a base in 4 bits trl rounds adapters to bfloat16
         parameter.data = data
+    if isinstance(role.model, PeftModel):
+        # On its own peft would ask the hub at every save whether the base has other embeddings by now.
+        role.model.save_pretrained = partial(role.model.save_pretrained, save_embedding_layers=False)
     trainer.role = role
     trainer.budget = budget or pass_budget(config, examples, rows)
     trainer.sampler = make_sampler(rows, config)
+    if config.kl_to_base:
+        trainer.kl = KlToBase(backbone, role, config, rows)
     if config.neftune_alpha:
         trainer.noise = EmbeddingNoise(role.causal_lm.get_input_embeddings(), config.neftune_alpha)
     trainer.remove_callback(PrinterCallback)
@@ -173,13 +188,16 @@ def make_trainer(
 
 
 def make_sampler(rows: Sequence[Sequence[Example]], config: SFTConfig) -> MixtureSampler | None:
-    """The order of rows of tasks with weights; None for the usual shuffle of all rows."""
-    if not config.weights:
-        return None
+    """The order of rows of tasks with weights, or with replayed rows; None for the usual shuffle of all rows."""
     places: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(row[0].task, []).append(place)
-    return MixtureSampler(list(places.values()), config.weights, config.seed)
+    replayed = places.pop(REPLAY, None)
+    of_tasks = list(places.values())
+    if replayed is not None:
+        number, weights = with_replay([len(own) for own in of_tasks], config.weights, config.replay_share)
+        return MixtureSampler([*of_tasks, replayed], weights, config.seed, num_rows=number)
+    return MixtureSampler(of_tasks, config.weights, config.seed) if config.weights else None
 
 
 def trl_settings(config: SFTConfig, backbone: Backbone, folder: Path) -> TrlConfig:

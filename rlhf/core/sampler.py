@@ -97,10 +97,13 @@ def sample(
     finished batch.
     """
     results = [Sampled() for _ in requests]
-    for places in plan_batches(requests, settings, max_batch_tokens):
+    batches = plan_batches(requests, settings, max_batch_tokens)
+    # Virtual tokens are known to the peft model's own generate only, which loses count of positions behind padding.
+    prompted = has_virtual_tokens(getattr(model, "active_peft_config", None))
+    if prompted:
+        batches = [part for batch in batches for part in _of_one_length(batch, requests)]
+    for places in batches:
         batch = [requests[i] for i in places]
-        # Virtual tokens are known to the peft model's own generate only.
-        prompted = has_virtual_tokens(getattr(model, "active_peft_config", None))
         if settings.engine == "transformers" or prompted:
             found = _by_transformers(model, batch, settings, end_token_ids, seed, ended_by_text, on_step)
         else:
@@ -118,6 +121,14 @@ def sample(
             results[place] = result
         on_done(len(places))
     return results
+
+
+def _of_one_length(places: Sequence[int], requests: Sequence[Request]) -> list[list[int]]:
+    """The places in groups whose prompts have as many tokens."""
+    groups: dict[int, list[int]] = {}
+    for place in places:
+        groups.setdefault(len(requests[place].prompt_ids), []).append(place)
+    return list(groups.values())
 
 
 def _by_transformers(

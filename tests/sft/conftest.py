@@ -16,6 +16,19 @@ def chat_model(tiny_model: Callable[..., Path]) -> Path:
     return tiny_model(chat_template=True, context=64, num_layers=2)
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a short run's time goes into pictures: only tests that ask for `pictures` have them drawn."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("sft.report.page", lambda *args: "")
+        monkeypatch.setattr("sft.report.draw", lambda *args: None)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Asked for by tests that look at the report's page and at sft.png."""
+
+
 @pytest.fixture
 def demonstrations(tmp_path: Path) -> Path:
     """24 answers to 12 prompts: the answer repeats the letter that was asked for."""

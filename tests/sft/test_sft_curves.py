@@ -80,7 +80,10 @@ def test_histogram() -> None:
 
 
 def test_the_report_of_a_run(
-    tmp_path: Path, sft_options: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    sft_options: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    pictures: None,
 ) -> None:
     """A model of two layers learns 24 answers by heart: the report says so, with counts, lengths and answers."""
     options = sft_options(num_epochs=12, num_samples=2, packing=True, batch_size=1, micro_batch_size=1)

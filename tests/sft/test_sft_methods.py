@@ -51,10 +51,12 @@ def options(method: str, base: Path, data: Path, **changes: Any) -> SFTConfig:
         "base": str(base),
         "data": [str(data)],
         "method": "lora" if method == "everything" else method,
-        "validation_fraction": 0.25,
+        "validation": [
+            str(data)
+        ],  # learned by heart in 4 steps: other letters would be no easier than before
         "num_epochs": 2,
-        "batch_size": 6,
-        "micro_batch_size": 3,
+        "batch_size": 8,
+        "micro_batch_size": 4,
         "eval_steps": 2,
         "patience": 10,
         "num_samples": 0,
@@ -65,10 +67,11 @@ def options(method: str, base: Path, data: Path, **changes: Any) -> SFTConfig:
         "model": {"device": "cpu"},
     }
     if method == "full":
-        values["optim"]["lr"] = 2e-3
+        values["optim"]["lr"] = 5e-3
     if method == "everything":
         values |= {
             "data": [str(data), str(data.with_name("more.jsonl"))],
+            "validation": [str(data), str(data.with_name("more.jsonl"))],
             "weights": [1.0, 3.0],
             "packing": True,
             "batch_size": 2,
@@ -159,7 +162,6 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert all(directory_sha256(out / name) == directory_sha256(whole / name) for name in saved)
     report = json.loads((out / "report.json").read_text())
     assert report == json.loads((whole / "report.json").read_text())
-    assert (out / "sft.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -339,4 +341,5 @@ def test_metrics_of_tasks(finished: Callable[[str], Path]) -> None:
     metrics = read_manifest(out).metrics
     best = next(row for row in rows if row["step"] == metrics["best_step"])
     assert metrics["validation_loss_more"] == best["validation_loss_more"]
-    assert set(read_manifest(out).parents) == {"base", "data letters", "data more"}
+    names = {f"{part} {name}" for part in ("data", "validation") for name in ("letters", "more")}
+    assert set(read_manifest(out).parents) == {"base", *names}
