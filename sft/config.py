@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf.core.config import Settings
 from rlhf.core.settings import LoraSettings, ModelSettings, OptimSettings
+from sft.privacy.config import PrivacySettings
 
 Method = Literal[
     "lora", "dora", "rslora", "qlora", "full", "ia3", "adapters", "prefix-tuning", "prompt-tuning"
@@ -85,6 +86,17 @@ class SFTConfig(Settings):
     bottleneck: int = Field(32, ge=1, description="width of the modules of method adapters")
     virtual_tokens: int = Field(20, ge=1, description="trained positions of prefix-tuning and prompt-tuning")
 
+    replay: str | None = Field(
+        None, description="general text or demonstrations that are mixed in, so that less of it is forgotten"
+    )
+    replay_share: float = Field(0.2, gt=0, lt=1, description="share of the replayed rows in an epoch")
+    kl_to_base: float = Field(
+        0.0, ge=0, description="weight of KL(base || tuned) per token in the loss; 0 leaves it out"
+    )
+    kl_tokens: Literal["all", "replay"] = Field(
+        "all", description="tokens that KL counts on: all that the loss does, or the replayed ones"
+    )
+
     num_epochs: int = Field(3, ge=1, description="passes over the demonstrations, at most")
     batch_size: int = Field(16, ge=1, description="demonstrations (with packing: blocks) per optimizer step")
     micro_batch_size: int = Field(4, ge=1, description="demonstrations or blocks per forward and backward")
@@ -102,6 +114,10 @@ class SFTConfig(Settings):
     )
     sample_tokens: int = Field(48, ge=1, description="longest of these answers")
     optim: OptimSettings = Field(default_factory=_default_optim, description="optimizer")
+    privacy: PrivacySettings = Field(
+        default_factory=PrivacySettings,
+        description="DP-SGD: a bound on what is given away (extra privacy)",
+    )
     model: ModelSettings = Field(default_factory=ModelSettings, description="precision and device")
     seed: int = Field(0, ge=0, description="seed of adapter, split, order and dropout")
 
@@ -138,6 +154,9 @@ class SFTConfig(Settings):
         if self.method in PROMPT_METHODS:
             self._check_prompt_method()
         self._check_files()
+        self.privacy.check_beside(self)
+        if self.kl_tokens == "replay" and self.replay is None:
+            raise ValueError("kl_tokens is replay, and replay names no file; expected one, or kl_tokens all")
         return self
 
     def _check_prompt_method(self) -> None:

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ from sft.methods import (
     save_merged,
 )
 from sft.packing import require_separation, to_rows
+from sft.privacy.train import forget_key, train_privately
+from sft.privacy.trainer import PrivateTrainer
 from sft.remedies import REPLAY, load_replay
 from sft.report import Samples, draw_samples, write_report
 from sft.tasks import Task, find_data, load_tasks, mean_of_tasks, parents_of
@@ -98,8 +101,11 @@ def run(config: SFTConfig, launch: Launch) -> None:
         result = tune(backbone, tasks, config, record, base_path)
         record.finish(
             result.metrics(tasks),
-            extra={"base": backbone.name, "method": config.method, "merged": merges(config)},
+            extra={"base": backbone.name, "method": config.method, "merged": merges(config)}
+            | ({"privacy": result.privacy} if result.privacy is not None else {}),
         )
+        if result.privacy is not None:
+            forget_key(record.path)
         print(result.told(record.path / ("model" if merges(config) else "adapter")))
 
 
@@ -114,6 +120,7 @@ class Tuned:
     num_trained: int
     num_parameters: int
     merged_loss: float | None = None
+    privacy: dict[str, Any] | None = None
 
     def metrics(self, tasks: Sequence[Task]) -> dict[str, float | int]:
         """The figures for the manifest."""
@@ -135,6 +142,8 @@ class Tuned:
             }
         if self.merged_loss is not None:
             figures["validation_loss_merged"] = self.merged_loss
+        if self.privacy is not None:
+            figures["epsilon"] = self.privacy["epsilon"]
         return figures
 
     def told(self, saved: Path) -> str:
@@ -159,7 +168,20 @@ def tune(backbone: Backbone, tasks: Sequence[Task], config: SFTConfig, record: R
     budget = pass_budget(config, [*train_set, *asked], to_rows(train_set, room_of(config, backbone)))
     role = add_method(backbone, ROLE, config, train_set[0].input_ids)
     before = validation_of(backbone, backbone.roles[REFERENCE], tasks, budget) if role.prompted else None
-    watch = train(backbone, role, tasks, config, record, budget)
+    watch: Watch | PrivateTrainer
+    privacy = None
+    if config.privacy.on:
+        watch, privacy = train_privately(
+            backbone,
+            role,
+            train_set,
+            config,
+            record,
+            budget,
+            lambda: validation_of(backbone, role, tasks, budget),
+        )
+    else:
+        watch = train(backbone, role, tasks, config, record, budget)
     trained, parameters = count_parameters(backbone, role)
     save_adapter(backbone, role, config, record.path)
     merged_loss = None
@@ -170,7 +192,9 @@ def tune(backbone: Backbone, tasks: Sequence[Task], config: SFTConfig, record: R
     if merges(config):
         save_merged(backbone, role, config, record.path)
     best = Validation(watch.best_loss, watch.best_parts)
-    result = Tuned(before or watch.first, best, watch.best_step, watch.step, trained, parameters, merged_loss)
+    result = Tuned(
+        before or watch.first, best, watch.best_step, watch.step, trained, parameters, merged_loss, privacy
+    )
     write_report(record.path, config, tasks, backbone, samples, result.metrics(tasks))
     return result
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from rlhf.core.config import Positional, Settings
 from rlhf.core.settings import ModelSettings
+
+# What other settings of sft have to be: each demonstration is one row, drawn by chance alone, with a loss of its own.
+BESIDE: dict[str, Any] = {
+    "method": "lora",
+    "packing": False,
+    "gradient_checkpointing": False,
+    "neftune_alpha": 0.0,
+    "weights": (),
+    "replay": None,
+    "kl_to_base": 0.0,
+}
 
 
 class PrivacySettings(Settings):
@@ -27,6 +40,12 @@ class PrivacySettings(Settings):
     @property
     def on(self) -> bool:
         return self.epsilon is not None or self.noise_multiplier is not None
+
+    def check_beside(self, settings: Settings) -> None:
+        """Raise ValueError for a setting of `rlhf sft` that private training does not go with."""
+        for name, only in BESIDE.items():
+            if self.on and (found := getattr(settings, name, only)) != only:
+                raise ValueError(f"{name} is {found}; privacy goes with {name} {only or 'off'} only")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> PrivacySettings:

@@ -4,7 +4,7 @@
 What is promised: with or without any one training demonstration, every outcome of the training steps is about as
 likely (at most e^epsilon times, but for the chance delta). Not promised: anything about the validation demonstrations,
 which choose the best step without noise; about somebody who wrote several demonstrations (k of them spend about k times
-as much); and about metrics.jsonl, which tells losses as they were.
+as much); and about metrics.jsonl and the report, which tell losses as they were.
 
 Logged per step: `loss` (mean over the batch of the mean nats per token of each demonstration), `grad_norm` (mean of
 the demonstrations' norms before clipping), `clipped` (share of them that were), `batch` (how many there were), `lr`.
@@ -13,7 +13,7 @@ the demonstrations' norms before clipping), `clipped` (share of them that were),
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,26 +26,13 @@ from rlhf.core.files import clear_folders
 from rlhf.core.guards import SignalGuard, TokenBudget
 from rlhf.core.metrics import progress
 from rlhf.core.run import CHECKPOINTS, Run
-from rlhf.core.settings import OptimSettings
+from sft.config import TASK_LOSS, SFTConfig
 from sft.data import Example
-from sft.privacy.config import PrivacySettings
 from sft.privacy.gradients import recorded
 from sft.privacy.trainer import PrivateTrainer, planned_steps
+from sft.watch import Validation
 
 STAGE = "sft"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What private training needs to know beside the data and the model."""
-
-    privacy: PrivacySettings
-    optim: OptimSettings
-    batch_size: int
-    micro_batch_size: int
-    num_epochs: int
-    eval_steps: int | None
-    patience: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Spent:
             "num_steps": num_steps,
             "accountant": "PRV (arXiv:2106.02848)",
             "unit": "one training demonstration",
-            "not_covered": "validation demonstrations, metrics.jsonl",
+            "not_covered": "validation demonstrations; metrics.jsonl, the report and its pictures",
         }
 
 
@@ -84,17 +71,17 @@ def accountant() -> ModuleType:
         ) from error
 
 
-def price(plan: Plan, num_examples: int) -> Spent:
+def price(config: SFTConfig, num_examples: int) -> Spent:
     """The noise for a wanted epsilon, or the given one. Raises ConfigError for what cannot be kept."""
-    privacy = plan.privacy
+    privacy = config.privacy
     delta = privacy.delta if privacy.delta is not None else 1 / (10 * num_examples)
     if delta * num_examples >= 1:
         raise ConfigError(
             f"privacy.delta {delta:g} allows to publish one of {num_examples} demonstrations; expected much less than "
             f"1 / {num_examples}"
         )
-    rate = min(1.0, plan.batch_size / num_examples)
-    num_steps, _ = planned_steps(num_examples, plan.batch_size, plan.num_epochs, plan.eval_steps)
+    rate = min(1.0, config.batch_size / num_examples)
+    num_steps, _ = planned_steps(num_examples, config.batch_size, config.num_epochs, config.eval_steps)
     noise = privacy.noise_multiplier
     if noise is None:
         assert privacy.epsilon is not None
@@ -106,19 +93,17 @@ def train_privately(
     backbone: Backbone,
     role: Role,
     train: Sequence[Example],
-    validation: Sequence[Example],
-    plan: Plan,
+    config: SFTConfig,
     record: Run,
+    budget: TokenBudget,
+    validate: Callable[[], Validation],
 ) -> tuple[PrivateTrainer, dict[str, Any]]:
     """Train the role's adapter and leave it at its best step. Returns the trainer and what was spent.
 
     Raises ConfigError, GuardStop and Stopped.
     """
-    spent = price(plan, len(train))
-    longest = max(len(example.input_ids) for example in [*train, *validation])
-    budget = TokenBudget(
-        plan.micro_batch_size * longest, name="the budget of padded tokens per pass", shorter="max_tokens"
-    )
+    spent = price(config, len(train))
+    spent.after(1)  # what the accountant lacks is said before anything is trained
     print(
         f"sft: private: noise multiplier {spent.noise_multiplier:.3f}, clipping at {spent.max_grad_norm:g}, each of "
         f"{len(train)} demonstrations in a step with probability {spent.sample_rate:.4g}"
@@ -128,13 +113,13 @@ def train_privately(
             backbone,
             role,
             train,
-            validation,
-            plan.optim,
+            config.optim,
             collector,
-            batch_size=plan.batch_size,
-            num_epochs=plan.num_epochs,
-            eval_steps=plan.eval_steps,
-            patience=plan.patience,
+            validate=validate,
+            batch_size=config.batch_size,
+            num_epochs=config.num_epochs,
+            eval_steps=config.eval_steps,
+            patience=config.patience,
             max_grad_norm=spent.max_grad_norm,
             noise_multiplier=spent.noise_multiplier,
             budget=budget,
@@ -142,7 +127,9 @@ def train_privately(
         _steps(trainer, record)
     trainer.restore_best()
     role.model.eval()
-    return trainer, spent.after(trainer.step)
+    privacy = spent.after(trainer.step)
+    print(f"sft: private: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.1g} was spent")
+    return trainer, privacy
 
 
 def _steps(trainer: PrivateTrainer, record: Run) -> None:
@@ -160,7 +147,9 @@ def _steps(trainer: PrivateTrainer, record: Run) -> None:
             while not trainer.done:
                 guard.check()
                 if trainer.due:
-                    record.metrics.log(trainer.step, validation_loss=trainer.validate())
+                    found = trainer.validate()
+                    parts = {f"{TASK_LOSS}{name}": loss for name, loss in found.parts.items()}
+                    record.metrics.log(trainer.step, validation_loss=found.loss, **parts)
                     checkpoints.save(trainer.step, trainer.state_dict())
                     continue
                 figures = trainer.train_step(guard.check)

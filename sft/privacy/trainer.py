@@ -26,6 +26,7 @@ from rlhf.core.randomness import derived_seed
 from rlhf.core.settings import OptimSettings
 from sft.data import Example
 from sft.privacy.gradients import ExampleGradients
+from sft.watch import Validation
 
 KEY_BITS = 62
 
@@ -57,10 +58,10 @@ class PrivateTrainer:
         backbone: Backbone,
         role: Role,
         train: Sequence[Example],
-        validation: Sequence[Example],
         optim: OptimSettings,
         collector: ExampleGradients,
         *,
+        validate: Callable[[], Validation],
         batch_size: int,
         num_epochs: int,
         eval_steps: int | None,
@@ -69,8 +70,9 @@ class PrivateTrainer:
         noise_multiplier: float,
         budget: TokenBudget,
     ) -> None:
-        self.backbone, self.role, self.train, self.validation = backbone, role, train, validation
+        self.backbone, self.role, self.train = backbone, role, train
         self.collector, self.patience, self.budget = collector, patience, budget
+        self._validate = validate
         self.max_grad_norm, self.noise_multiplier = max_grad_norm, noise_multiplier
         self.batch_size = batch_size
         self.sample_rate = min(1.0, batch_size / len(train))
@@ -81,8 +83,9 @@ class PrivateTrainer:
         self.key = secrets.randbits(KEY_BITS)
         self.step = self.best_step = self.stale = 0
         self.validated = -1
-        self.before = self.best_loss = math.inf
+        self.first, self.best_loss = Validation(math.inf, {}), math.inf
         self.best: dict[str, Tensor] = {}
+        self.best_parts: dict[str, float] = {}
 
     @property
     def due(self) -> bool:
@@ -152,31 +155,21 @@ class PrivateTrainer:
 
     # ---- validation --------------------------------------------------------------------------------------
 
-    def validate(self) -> float:
-        """Nats per completion token, as `rlhf sft` without privacy; remembers the best step."""
+    def validate(self) -> Validation:
+        """As `rlhf sft` without privacy does; remembers the best step."""
         require_finite_parameters(f"step {self.step}", self.parameters)
-        lengths = [len(example.input_ids) for example in self.validation]
-        loss = self.budget.fit(self._mean_loss, lengths)
-        require_finite(f"step {self.step}", validation_loss=loss)
+        found = self._validate()
+        require_finite(f"step {self.step}", validation_loss=found.loss)
         self.validated = self.step
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.stale = loss, self.step, 0
+        if found.loss < self.best_loss:
+            self.best_loss, self.best_parts = found
+            self.best_step, self.stale = self.step, 0
             self.best = role_tensors(self.role)
         else:
             self.stale += 1
         if self.step == 0:
-            self.before = loss
-        return loss
-
-    @torch.no_grad()
-    def _mean_loss(self, max_tokens: int) -> float:
-        total = count = 0.0
-        for places in token_budget_batches([len(e.input_ids) for e in self.validation], max_tokens):
-            losses_B, counts_B = example_losses(
-                self.backbone, self.role, [self.validation[i] for i in places]
-            )
-            total, count = total + losses_B.double().sum().item(), count + counts_B.sum().item()
-        return total / count
+            self.first = found
+        return found
 
     def restore_best(self) -> None:
         load_role_tensors(self.role, self.best, "the best step")
@@ -191,8 +184,9 @@ class PrivateTrainer:
             "step": self.step,
             "stale": self.stale,
             "validated": self.validated,
-            "before": self.before,
+            "first": tuple(self.first),
             "best_loss": self.best_loss,
+            "best_parts": self.best_parts,
             "best_step": self.best_step,
             "best": self.best,
             "weights": role_tensors(self.role),
@@ -205,8 +199,9 @@ class PrivateTrainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.key, self.step, self.stale = state["key"], state["step"], state["stale"]
-        self.validated, self.before = state["validated"], state["before"]
-        self.best_loss, self.best_step, self.best = state["best_loss"], state["best_step"], state["best"]
+        self.validated, self.first = state["validated"], Validation(*state["first"])
+        self.best_loss, self.best_parts = state["best_loss"], state["best_parts"]
+        self.best_step, self.best = state["best_step"], state["best"]
         load_role_tensors(self.role, state["weights"], "checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
