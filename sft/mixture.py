@@ -21,16 +21,22 @@ def rows_per_task(num_rows: int, weights: Sequence[float]) -> list[int]:
 
 
 class MixtureSampler(Sampler[int]):
-    """Places of rows, as many an epoch as there are rows, each task with its share.
+    """Places of rows, as many an epoch as there are rows (or `num_rows`), each task with its share.
 
     A task's rows come in one shuffled pass after another that go on over the ends of epochs, so that after any number
     of epochs no row was seen two times more often than another. `set_epoch` makes a resumed run go on as it would have.
     """
 
-    def __init__(self, places: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> None:
-        """places: of the rows of each task."""
+    def __init__(
+        self,
+        places: Sequence[Sequence[int]],
+        weights: Sequence[float],
+        seed: int,
+        num_rows: int | None = None,
+    ) -> None:
+        """places: of the rows of each task. num_rows: of an epoch, by default as many as there are."""
         self._places = [np.asarray(of_task) for of_task in places]
-        self._counts = rows_per_task(sum(map(len, places)), weights)
+        self._counts = rows_per_task(num_rows or sum(map(len, places)), weights)
         self._seed, self._epoch = seed, 0
 
     def __len__(self) -> int:

@@ -108,6 +108,8 @@ class Watch(TrainerCallback):
         }
         if "mean_token_accuracy" in logs:
             row["token_accuracy"] = logs["mean_token_accuracy"]
+        if "kl_to_base" in logs:
+            row["kl_to_base"] = logs["kl_to_base"]
         self.metrics.log(state.global_step, **row)
         self.advance(loss=float(logs["loss"]))
 
