@@ -6,8 +6,8 @@
 `--method full` trains all weights instead and writes a model directory. OUT/reward.png shows how it went,
 OUT/conflicts.jsonl which completions raters judged in opposite ways.
 
-Logged per epoch: `train_loss`; `validation_loss` (no dropout, no centring, all raters alike); `validation_accuracy` on
-decided comparisons; `grad_norm` before clipping; `lr`.
+Logged per epoch: `train_loss`; `validation_loss` (no dropout, no centring, raters weighed as in training);
+`validation_accuracy` on decided comparisons, all raters alike; `grad_norm` before clipping; `lr`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ Weights = dict[str, dict[str, Tensor]]
 class RewardTrainer:
     """roles: one, or an ensemble's adapters, each with a head as `heads` describes it.
 
-    weigh: what an answer of each annotator counts in training; validation counts all alike. nats: see `examples_of`.
+    weigh: what an answer of each annotator counts, in training and in the validation loss. nats: see `examples_of`.
     """
 
     def __init__(
@@ -53,7 +53,10 @@ class RewardTrainer:
     ) -> None:
         self.roles, self.heads, self.sequences, self.config = roles, heads, sequences, config
         self.examples = examples_of(data, "train", config, weigh, heads.attributes, nats)
-        self.validation = examples_of(data, "validation", config, lambda annotator: 1.0, heads.attributes)
+        # By all alike, a model that has learned whom to believe looks too sure of itself, and the first epoch wins.
+        self.validation = examples_of(
+            data, "validation", config, weigh, heads.attributes, nats
+        ) or examples_of(data, "validation", config, lambda annotator: 1.0, heads.attributes)
         self.validation_pairs = data.pairs["validation"]
         self.objective = Objective(config, heads.attributes, sequences.backbone.device)
         if not self.examples:

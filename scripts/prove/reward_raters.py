@@ -55,15 +55,40 @@ from rlhf.demo.run import Demo
 STEPS = {"a": 0.95, "b": 0.9, "c": 0.85, "d": 0.8, "e": 0.75, "f": 0.7, "coin": 0.5}
 # answers of a pair beyond the first -> pairs, so that each rater has about 2,000 answers beside others
 OVERLAPS = {0.1: 64_000, 0.5: 14_000, 1.0: 7_000, 2.0: 4_700}
-CARELESS = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8, "coin 1": 0.5, "coin 2": 0.5}
 PARTS = ("order", "hasty", "careless", "flipping")
 LONGER = "longer"
-HASTY: dict[str, float | str] = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8, "hasty 1": LONGER, "hasty 2": LONGER}
-HONEST = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8, "e": 0.8}
-FLIPPING = {**HONEST, "e": 0.2}
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST, OVERLAP = 600, 150, 1000, 2
+NUM_VALIDATION, NUM_TEST = 150, 1000
 CLOSE = 0.03  # replies whose true scores are closer have no better one
 MAX_LOSS = 0.02
+
+
+@dataclass(frozen=True)
+class Design:
+    """Who judges how many pairs, `overlap` of them each pair. A skill is the probability of naming the better reply."""
+
+    skills: Mapping[str, float | str]
+    num_train: int = 600
+    overlap: int = 2
+
+
+FOUR = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8}
+DESIGNS = {
+    "hasty": Design({**FOUR, "hasty 1": LONGER, "hasty 2": LONGER}),
+    "careless": Design({**FOUR, "coin 1": 0.5, "coin 2": 0.5}, num_train=400, overlap=3),
+    "first careless": Design({**FOUR, "coin 1": 0.5, "coin 2": 0.5}),
+    "honest": Design({**FOUR, "e": 0.8}),
+    "flipping": Design({**FOUR, "e": 0.2}),
+}
+METHODS: dict[str, dict[str, str]] = {
+    "none": {},
+    "weights": {"rater_weights": "dawid-skene"},
+    "posterior": {"rater_weights": "dawid-skene", "rater_labels": "posterior"},
+}
+RUNS = {
+    "hasty": (("hasty", "none"), ("hasty", "weights")),
+    "careless": (("careless", "none"), ("careless", "weights"), ("careless", "posterior")),
+    "flipping": (("honest", "none"), ("flipping", "none"), ("flipping", "weights")),
+}
 
 
 @dataclass(frozen=True)
@@ -90,14 +115,12 @@ def couples(seed: int, num: int) -> list[Couple]:
     return list(found.values())
 
 
-def ratings(
-    couple: Couple, group: str, skills: Mapping[str, float | str], rng: random.Random
-) -> list[dict[str, Any]]:
-    """What OVERLAP of the raters say about two replies: the better one with the probability of their skill."""
+def ratings(couple: Couple, group: str, design: Design, rng: random.Random) -> list[dict[str, Any]]:
+    """What some of the raters say about two replies: the better one with the probability of their skill."""
     rows = []
-    for name in rng.sample(sorted(skills), OVERLAP):
+    for name in rng.sample(sorted(design.skills), design.overlap):
         sides = (couple.better, couple.worse)
-        skill, chance = skills[name], rng.random()
+        skill, chance = design.skills[name], rng.random()
         right = len(couple.better) >= len(couple.worse) if isinstance(skill, str) else chance < skill
         chosen, rejected = sides if right else sides[::-1]
         rows.append(
@@ -194,27 +217,29 @@ class Bench:
     def __init__(self, launch: Launch, seed: int, epochs: int) -> None:
         self.launch, self.seed, self.epochs = launch, seed, epochs
         self.model = str(launch.workspace / "runs" / "sft" / "model")
-        found = couples(seed, NUM_TRAIN + NUM_VALIDATION + NUM_TEST)
-        self.parts = {
-            "train": found[:NUM_TRAIN],
-            "validation": found[NUM_TRAIN : NUM_TRAIN + NUM_VALIDATION],
-            "test": found[-NUM_TEST:],
-        }
+        most = max(design.num_train for design in DESIGNS.values())
+        self.couples = couples(seed, most + NUM_VALIDATION + NUM_TEST)
 
-    def right(self, name: str, skills: Mapping[str, float | str], method: str) -> np.ndarray:
+    def parts(self, design: Design) -> dict[str, list[Couple]]:
+        train, validation = design.num_train, self.couples[-NUM_TEST - NUM_VALIDATION : -NUM_TEST]
+        return {"train": self.couples[:train], "validation": validation, "test": self.couples[-NUM_TEST:]}
+
+    def right(self, name: str, method: str) -> np.ndarray:
         """[NUM_TEST] 1 where the trained model gives the truly better reply the higher score."""
-        folder = self.launch.workspace / "raters" / f"{name}-{self.seed}"
+        design, label = DESIGNS[name], name.replace(" ", "-")
+        folder = self.launch.workspace / "raters" / f"{label}-{self.seed}"
         rng = random.Random(f"said:{self.seed}")
-        for split, part in self.parts.items():
+        parts = self.parts(design)
+        for split, part in parts.items():
             rows = [
-                row for i, couple in enumerate(part) for row in ratings(couple, f"{split}{i}", skills, rng)
+                row for i, couple in enumerate(part) for row in ratings(couple, f"{split}{i}", design, rng)
             ]
             write_jsonl(folder / f"{split}.jsonl", rows)
-        out = self.launch.workspace / "raters" / f"{name}-{self.seed}-{method}"
+        out = self.launch.workspace / "raters" / f"{label}-{self.seed}-{method}"
         config = RewardConfig(
             backbone=self.model,
             snapshot=str(folder),
-            rater_weights=method,
+            **METHODS[method],
             num_epochs=self.epochs,
             near_duplicates=0.0,  # every prompt is a group of its own here, though many are alike
             lora=LoraSettings(r=16, alpha=32, adapter_layers=0.5, dropout=0.05),
@@ -229,7 +254,7 @@ class Bench:
         scorer = RewardScorer.attach(backbone, out / "adapter")
         rows = [
             text_row(backbone.codec, Prompt.model_validate({"prompt": couple.prompt}), reply)
-            for couple in self.parts["test"]
+            for couple in parts["test"]
             for reply in (couple.better, couple.worse)
         ]
         scores = (
@@ -263,30 +288,28 @@ def trained(options: argparse.Namespace, workspace: Path) -> list[str]:
     for stage in demo.unfinished():
         if stage.name in ("world", "base", "sft"):
             demo.do(stage)
-    weighed, plain = "dawid-skene", "none"
-    cases: dict[str, tuple[tuple[str, Mapping[str, float | str], str], ...]] = {
-        "hasty": (("hasty", HASTY, plain), ("hasty", HASTY, weighed)),
-        "careless": (("careless", CARELESS, plain), ("careless", CARELESS, weighed)),
-        "flipping": (
-            ("honest", HONEST, plain),
-            ("flipping", FLIPPING, plain),
-            ("flipping", FLIPPING, weighed),
-        ),
-    }
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for seed in options.seeds:
         bench = Bench(launch, seed, options.epochs)
         for part in options.parts:
-            for name, skills, method in cases.get(part, ()):
-                found.setdefault((name, method), []).append(bench.right(name, skills, method))
+            for design, method in RUNS.get(part, ()):
+                found.setdefault((design, method), []).append(bench.right(design, method))
     failures = []
     for part in [part for part in ("hasty", "careless") if part in options.parts]:
-        _, low = compare(f"a third {part}, weighted against not", found[part, weighed], found[part, plain])
+        plain = found[part, "none"]
+        _, low = compare(f"a third {part}, weights against none", found[part, "weights"], plain)
+        if (part, "posterior") in found:
+            compare(
+                f"a third {part}, posteriors against weights",
+                found[part, "posterior"],
+                found[part, "weights"],
+            )
+            _, low = compare(f"a third {part}, posteriors against none", found[part, "posterior"], plain)
         failures += [part] if low <= 0 else []
     if "flipping" in options.parts:
-        honest = found["honest", plain]
-        compare("one of five flips, not weighted, against honest", found["flipping", plain], honest)
-        mean, _ = compare("one of five flips, weighted, against honest", found["flipping", weighed], honest)
+        honest = found["honest", "none"]
+        compare("one of five flips, not weighted, against honest", found["flipping", "none"], honest)
+        mean, _ = compare("one of five flips, weighted, against honest", found["flipping", "weights"], honest)
         failures += ["flipping"] if mean <= -MAX_LOSS else []
     return failures
 
