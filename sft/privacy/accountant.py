@@ -8,6 +8,7 @@ demonstration more or less, but for the chance delta.
 
 from __future__ import annotations
 
+import numpy as np
 from opacus.accountants import PRVAccountant
 
 from rlhf.core.errors import ConfigError
@@ -22,7 +23,8 @@ def spent_epsilon(noise_multiplier: float, sample_rate: float, num_steps: int, d
         return 0.0
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, num_steps)]
-    return float(accountant.get_epsilon(delta=delta))
+    with np.errstate(divide="ignore"):  # it takes the logarithm of 1 - sample_rate
+        return float(accountant.get_epsilon(delta=delta))
 
 
 def noise_for(epsilon: float, sample_rate: float, num_steps: int, delta: float) -> float:
