@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench.reward_world import supervised_world
 
 from reward.calibrate import calibration_error
 from reward.config import RewardConfig
@@ -54,7 +55,6 @@ from rlhf.core.settings import LoraSettings, ModelSettings, OptimSettings, Sampl
 from rlhf.core.stopping import StopRule
 from rlhf.demo import corpus, rubric
 from rlhf.demo.config import DemoConfig
-from rlhf.demo.run import Demo
 
 NUM_COMPARISONS = {"train": 5000, "validation": 500, "test": 1000}
 TRUTHS = ("teacher", "manner", "rubric")
@@ -91,12 +91,7 @@ def world(workspace: Path, width: int) -> Launch:
     """The demo's world up to the supervised model; what is there already is not made again."""
     if width != DemoConfig().hidden_size:
         workspace = workspace / f"width-{width}"
-    launch = Launch(workspace=workspace, db=f"sqlite:///{workspace}/feedback.db")
-    demo = Demo(DemoConfig(seed=0, hidden_size=width), launch)
-    for stage in demo.unfinished():
-        if stage.name in ("world", "base", "sft"):
-            demo.do(stage)
-    return launch
+    return supervised_world(workspace, hidden_size=width)
 
 
 def write_replies(
