@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from feedback_app.config import AppConfig
 from feedback_app.desk import Desk
 from feedback_app.lead.office import Office
 from feedback_app.lead_api import lead_router
+from feedback_app.listener import listen
 from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
@@ -115,7 +115,7 @@ def run(settings: AppConfig, launch: Launch) -> None:
     """Serve until stopped; SIGINT and SIGTERM finish what is in flight first."""
     _allow_connections()
     with Store.open(launch.db) as store:
-        listener = _listen(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
         port = listener.getsockname()[1]
         host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
         print(f"rating desk over {shown_url(launch.db)}")
@@ -159,19 +159,3 @@ def _allow_connections() -> None:
         wanted = min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it a reply waits up to 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise BusyError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
-        ) from error
-    return listener

@@ -36,10 +36,10 @@ TOKEN_PATHS = ("/api/v1/", "/metrics")
 # A second lock in front of what checks the role itself.
 LEAD_PATHS = ("/lead", "/api/v1/lead")
 LEADS = ("lead", "admin")
-SESSION_ONLY_PATHS = ("/api/v1/desk", "/api/v1/lead")
+SESSION_ONLY_PATHS = ("/api/v1/desk", "/api/v1/lead", "/api/v1/chat")
 PUBLIC_PATHS = ("/login", "/welcome/", "/healthz", "/static/", "/favicon.ico")
 METRICS = "/metrics"
-GRADIO_PATHS = ("/desk", "/lead")
+GRADIO_PATHS = ("/desk", "/lead", "/chat")
 GRADIO_PAGES = frozenset({"", "/", "/config", "/theme.css"})
 GRADIO_FILES = ("/static/", "/assets/")
 BODY_S = 20.0
@@ -73,7 +73,7 @@ class Gate:
         secure: bool = False,
     ) -> None:
         self.app, self.store = app, store
-        self.hosts = LOOPBACK_NAMES | {_name_of(host) for host in hosts}
+        self.hosts = LOOPBACK_NAMES | {host_name(host) for host in hosts}
         self.listens_everywhere, self.secure = listens_everywhere, secure
         self.cookie = cookie_name(secure)
 
@@ -106,7 +106,7 @@ class Gate:
                 scope, receive, answer
             )
             return
-        body = _Body(receive, _max_body(path))
+        body = LimitedBody(receive, _max_body(path))
         try:
             await self.app(scope, body.receive, body.judged(answer))
         except Exception:
@@ -153,7 +153,7 @@ class Gate:
 
     def _is_known(self, host: str) -> bool:
         """Names must be ours (a rebound DNS name is not); a bare address cannot be rebound."""
-        name = _name_of(host)
+        name = host_name(host)
         if name in self.hosts:
             return True
         if not self.listens_everywhere:
@@ -204,7 +204,7 @@ def cookie_name(secure: bool) -> str:
     return f"__Host-{COOKIE}" if secure else COOKIE
 
 
-def _name_of(host: str) -> str:
+def host_name(host: str) -> str:
     """The host without its port, lower case; brackets of an IPv6 address are removed."""
     try:
         parts = urlsplit(f"//{host}")
@@ -232,7 +232,7 @@ def _max_body(path: str) -> int:
     return MAX_UPLOAD_BYTES if path == UPLOADS else MAX_BODY_BYTES
 
 
-class _Body:
+class LimitedBody:
     """A request's body with a limit on its bytes (it may not say how many come) and on the pauses within it."""
 
     def __init__(self, receive: Receive, max_bytes: int) -> None:

@@ -18,7 +18,7 @@ TORCH_FREE_CORE = {
     for name in (
         *("callables", "config", "errors", "files", "html", "inputs", "metrics", "near_duplicates", "tables"),
         *("plots", "records", "reliability", "run", "settings", "splits", "stats", "turns", "validation"),
-        *("figures", "grounding", "machine", "terms"),
+        *("extras", "figures", "grounding", "machine", "terms"),
     )
 }
 HEAVY = frozenset({"torch", "transformers", "trl", "peft", "accelerate", "datasets"})
@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "sft": {"rlhf.core (torch-free)", "rlhf.core"},
     "reward": {"rlhf.core (torch-free)", "rlhf.core"},
     "rlhf.ppo": {"rlhf.core (torch-free)", "rlhf.core", "reward"},
-    "rlhf.preference": {"rlhf.core (torch-free)", "rlhf.core", "reward", "rlhf.ppo"},
+    "rlhf.preference": {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo"},
     "rlhf.loop": {
         *("rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo", "rlhf.preference", "feedback_app"),
     },

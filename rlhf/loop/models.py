@@ -5,6 +5,8 @@ Two things that sit on the same backbone share it: the base is loaded once.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,7 @@ class ModelPool:
     def __init__(self, settings: ModelSettings, launch: Launch) -> None:
         self._settings, self._launch = settings, launch
         self._backbones: dict[str, Backbone] = {}
+        self._numbers = itertools.count(1)
 
     def backbone(self, path: str) -> Backbone:
         name = model_name(path, self._launch)
@@ -55,9 +58,17 @@ class ModelPool:
                 Path(path) if Path(path).exists() else None,
             )
         backbone = self._base_of(adapter)
-        name = f"policy{len(backbone.roles)}"
+        name = f"policy{next(self._numbers)}"
         load_adapter(backbone, name, adapter, base_name=backbone.name, scalar_head=False)
         return Generator(backbone, name, _identity(str(adapter), self._launch), adapter)
+
+    def release(self, generator: Generator, still_used: Sequence[Generator] = ()) -> None:
+        """Nobody uses this generator any more: forget its adapter, and its backbone where no other needs that."""
+        backbone = generator.backbone
+        if generator.role != REFERENCE:
+            del backbone.roles[generator.role]
+        if set(backbone.roles) == {REFERENCE} and all(g.backbone is not backbone for g in still_used):
+            self._backbones = {name: kept for name, kept in self._backbones.items() if kept is not backbone}
 
     def scorer(self, text: str) -> RewardScorer | ForeignScorer:
         """The reward model that `text` names, on a shared backbone where there is one."""
@@ -65,7 +76,7 @@ class ModelPool:
             return open_classifier(classifier, self._settings)
         folder = find_adapter(text, self._launch)
         backbone = self._base_of(folder)
-        name = f"reward{len(backbone.roles)}"
+        name = f"reward{next(self._numbers)}"
         return RewardScorer.attach(backbone, folder, base_name=backbone.name, name=name)
 
     def reward_path(self, text: str) -> Path | None:

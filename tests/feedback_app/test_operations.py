@@ -36,16 +36,16 @@ both_databases = pytest.mark.databases("sqlite", "postgresql")
 
 def test_small_replies_do_not_wait_for_an_acknowledgement():
     """asyncio sets TCP_NODELAY on a connection only when its socket names the protocol."""
-    with app_module._listen("127.0.0.1", 0) as listener:
+    with app_module.listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_taken_is_one_clear_line():
     with (
-        app_module._listen("127.0.0.1", 0) as listener,
+        app_module.listen("127.0.0.1", 0) as listener,
         pytest.raises(BusyError, match="choose another --port"),
     ):
-        app_module._listen("127.0.0.1", listener.getsockname()[1])
+        app_module.listen("127.0.0.1", listener.getsockname()[1])
 
 
 def test_writers_of_one_process_take_turns(store, monkeypatch):
