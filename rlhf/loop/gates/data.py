@@ -10,6 +10,8 @@ from rlhf.loop.retrain.news import News
 def enough(found: News, num_decided: int, num_test: int, gates: GateSettings) -> Verdict:
     """Decided comparisons in all and in the test split, against the least that a round may rest on."""
     lacking = []
+    if found.num_new < gates.min_new:
+        lacking.append(f"{found.num_new} new comparisons; at least {gates.min_new} are needed")
     if num_decided < gates.min_comparisons:
         lacking.append(f"{num_decided} decided comparisons; at least {gates.min_comparisons} are needed")
     if num_test < gates.min_test_comparisons:

@@ -72,6 +72,7 @@ class WarmStartSettings(Settings):
 class GateSettings(Settings):
     """What a candidate has to be. A limit that is null is not asked about."""
 
+    min_new: int = Field(50, ge=0, description="new comparisons since the champion's round, at least")
     min_comparisons: int = Field(200, ge=1, description="decided comparisons in all, at least")
     min_test_comparisons: int = Field(20, ge=1, description="of them in the test split, at least")
     rater_floor: float = Field(

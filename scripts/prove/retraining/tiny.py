@@ -24,9 +24,13 @@ from feedback_app.store.tasks import (
     ensure_project,
     lease_next,
 )
-from rlhf.core.files import write_jsonl
+from rlhf.core.files import read_jsonl, write_jsonl
 from rlhf.core.records import Completion, Prompt, content_id
 from rlhf.core.run import Launch, Run
+from rlhf.core.settings import ModelSettings, SamplingSettings
+from rlhf.loop.config import EvaluateConfig
+from rlhf.loop.evaluate import answer as run_answer
+from rlhf.loop.models import ModelPool
 from rlhf.loop.retrain.config import RetrainConfig
 from sft.config import SFTConfig
 
@@ -62,7 +66,7 @@ def make_world(root: Path, **changes: Any) -> tuple[RetrainConfig, Launch]:
 
 def config_of(**changes: Any) -> RetrainConfig:
     """Settings with which a round of the tiny world ends in seconds, and passes."""
-    small = {"r": 2, "alpha": 4}
+    small = {"r": 4, "alpha": 8, "adapter_layers": 1.0}
     values: dict[str, Any] = {
         "once": True,
         "project": PROJECT,
@@ -71,8 +75,10 @@ def config_of(**changes: Any) -> RetrainConfig:
         "trigger": {"min_new": 40, "cooldown_s": 0, "min_agreement": 0.5},
         "snapshot": {"train": 0.6, "validation": 0.15},
         "reward": {
-            "num_epochs": 3,
+            "num_epochs": 8,
             "batch_pairs": 16,
+            "patience": 8,
+            "judge_share": 0.5,
             "near_duplicates": 0,
             "lora": small,
             "optim": {"lr": 2e-2},
@@ -83,8 +89,8 @@ def config_of(**changes: Any) -> RetrainConfig:
             "num_prompts": 16,
             "sampling": {"max_completion_tokens": 6},
             "lora": small,
-            "optim": {"lr": 3e-2},
-            "kl_coef": 0.02,
+            "optim": {"lr": 1e-2},
+            "kl_coef": 0.0,
             "eval_every": 4,
             "save_every": 2,
             "missing_end_penalty": 0.0,
@@ -92,7 +98,9 @@ def config_of(**changes: Any) -> RetrainConfig:
         },
         "sampling": {"max_completion_tokens": 6},
         "gates": {
+            "min_new": 20,
             "min_comparisons": 40,
+            "min_win_rate": 0.1,
             "min_test_comparisons": 5,
             "accuracy_drop": 0.3,
             "max_bias_gap": None,
@@ -164,3 +172,12 @@ def rate(
             submit(store, judgement, lease_id=view.lease_id, client_key=key, origin="simulated")
             given += 1
     return given
+
+
+def greedy(policy: Path, launch: Launch) -> list[str]:
+    """What a policy answers to the held-out prompts at temperature 0."""
+    pool = ModelPool(ModelSettings(device="cpu"), launch)
+    generator = pool.generator(str(policy))
+    config = EvaluateConfig(sampling=SamplingSettings(temperature=0, max_completion_tokens=6))
+    prompts = list(read_jsonl(launch.workspace / "heldout.jsonl", Prompt))
+    return run_answer(generator, prompts, config).texts

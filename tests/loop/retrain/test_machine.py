@@ -1,0 +1,258 @@
+"""Rounds without training: the order of their steps, their ends, and what a kill at each of them leads to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from retrain_world import World, ask_people, people_prefer, tiny
+
+from rlhf.core.errors import BusyError, GuardStop, Stopped
+from rlhf.loop.gates.verdict import Verdict
+from rlhf.loop.registry import CANDIDATE, CHAMPION, PREVIOUS
+from rlhf.loop.retrain import rounds as steps
+from rlhf.loop.retrain.leader import Leader
+from rlhf.loop.retrain.rounds import STATES, Round, Rounds
+from rlhf.loop.retrain.stages import Stages
+
+
+class Killed(BaseException):
+    """The end of a process, as far as it can be played in one."""
+
+
+def test_a_round_goes_through_all_steps_and_makes_a_champion(world: World) -> None:
+    outcome = world.once()
+    assert outcome.kind == "champion"
+    found = outcome.round
+    assert found is not None
+    assert tuple(world.rounds.steps(found.round_id)) == STATES
+    assert (found.number, found.state, found.error) == (1, steps.CHAMPION, None)
+    names = world.names()
+    supervised = names[PREVIOUS]
+    assert supervised.startswith("sft-")  # what the first round had to beat
+    assert names == {CHAMPION: found.candidate_id, PREVIOUS: supervised}
+    verdicts = {verdict.name: verdict for verdict in world.rounds.verdicts(found.round_id)}
+    assert list(verdicts) == [
+        *("data", "agreement", "raters", "reward accuracy", "calibration", "win rate", "kl", "slices"),
+    ]
+    assert all(verdict.passed for verdict in verdicts.values())
+    assert (verdicts["win rate"].figure, verdicts["win rate"].threshold) == (0.8, 0.5)
+    # Nothing new: nothing happens, however often it is asked.
+    assert world.once().text == "nothing new since round 1"
+    assert len(world.rounds.all()) == 1
+
+
+def test_a_killed_round_ends_once_wherever_it_was_killed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after the transaction of every step: the next start ends the same round with one promotion."""
+    advance = Rounds.advance
+    # Each round begins with another champion, so that it is other work although no rating is new.
+    gates = world.config.gates.model_copy(update={"min_new": 0})
+    config = world.config.model_copy(update={"now": True, "gates": gates})
+    world.once(config)
+    for state in STATES[1:]:
+        for after in (False, True):
+
+            def killed(
+                self: Rounds, found: Any, to: str, *, at: str = state, late: bool = after, **more: Any
+            ) -> Any:
+                if to != at:
+                    return advance(self, found, to, **more)
+                if late:
+                    advance(self, found, to, **more)
+                raise Killed
+
+            number = len(world.rounds.all()) + 1
+            before = world.names()[CHAMPION]
+            monkeypatch.setattr(Rounds, "advance", killed)
+            with pytest.raises(Killed):
+                world.once(config)
+            monkeypatch.setattr(Rounds, "advance", advance)
+            ended = (state, after) == (
+                steps.CHAMPION,
+                True,
+            )  # killed after the last step: nothing is left to do
+            assert (world.names()[CHAMPION] == before) != ended
+            if not ended:
+                assert world.once(config).kind == "champion"
+            found = world.rounds.all()[-1]
+            assert found.number == number
+            assert found.state == steps.CHAMPION
+            assert tuple(world.rounds.steps(found.round_id)) == STATES
+            assert world.names() == {CHAMPION: found.candidate_id, PREVIOUS: before}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"win": 0.55}, "win rate: 0.550 [0.450, 0.650] over 24 prompts"),
+        ({"kl": 50.0}, "kl: 50.00 nats per completion from the backbone; at most 40 are accepted"),
+        ({"accuracy": 0.55}, "reward accuracy: orders 0.550 [0.450, 0.650] of 40 unseen comparisons"),
+    ],
+)
+def test_a_gate_that_says_no_ends_the_round_with_its_reason(
+    world: World, changes: dict[str, float], reason: str
+) -> None:
+    world.script.__dict__.update(changes)
+    outcome = world.once()
+    assert outcome.kind == "rejected"
+    assert outcome.round is not None
+    assert (outcome.round.error or "").startswith(reason)
+    assert list(world.names()) == [CHAMPION]  # the supervised model, as before
+    assert world.names()[CHAMPION].startswith("sft-")
+    # The reward model is judged before a policy is trained against it.
+    assert ("ppo" in world.script.calls) == ("accuracy" not in changes)
+
+
+def test_a_guards_stop_ends_the_round_and_is_not_tried_again(world: World) -> None:
+    world.script.raises["ppo"] = [GuardStop("iteration 3: score is nan; the run stopped")]
+    outcome = world.once()
+    assert outcome.text == "round 1 was rejected: ppo: iteration 3: score is nan; the run stopped"
+    assert world.once().kind == "nothing"
+    assert world.script.calls.count("ppo") == 1
+
+
+def test_a_signal_leaves_the_round_open_and_the_next_start_ends_it(world: World) -> None:
+    world.script.raises["ppo"] = [Stopped("stopped by SIGTERM; continue with --resume", 15)]
+    with pytest.raises(Stopped):
+        world.once()
+    (found,) = world.rounds.all()
+    assert (found.is_open, found.following) == (True, steps.PPO)
+    assert world.once().kind == "champion"
+    assert world.script.calls.count("reward") == 1  # what was done is not done again
+
+
+def test_a_step_that_never_ends_is_given_up(world: World) -> None:
+    """Memory that runs out every time raises every time, and the round ends before it is begun a fourth time."""
+    config = world.config.model_copy(update={"max_attempts": 3})
+    world.script.raises["ppo"] = [MemoryError() for _ in range(9)]
+    for _ in range(3):
+        with pytest.raises(MemoryError):
+            world.once(config)
+    outcome = world.once(config)
+    assert outcome.text == "round 1 was rejected: ppo: begun 3 times without an end (max_attempts)"
+    assert world.once(config).kind == "nothing"
+
+
+def test_too_little_data_is_rejected_even_when_asked_for(world: World) -> None:
+    world.once()
+    world.rate(5)
+    assert world.once().text == "10 new comparisons since round 1; 40 are wanted (trigger.min_new)"
+    outcome = world.once(world.config.model_copy(update={"now": True}))
+    assert outcome.round is not None
+    assert outcome.round.error == "data: too little data: 10 new comparisons; at least 20 are needed"
+
+
+def test_one_who_contradicts_the_others_is_named(world: World) -> None:
+    world.once()
+
+    def verdict(name: str, view: Any) -> str:
+        said = tiny.likes(view)
+        return {"first": "second", "second": "first"}.get(said, said) if name == "cy" else said
+
+    world.rate(40, verdict=verdict)
+    outcome = world.once(world.config.model_copy(update={"now": True}))
+    assert outcome.round is not None
+    reason = outcome.round.error or ""
+    assert "raters: contradicts the others: cy agrees with the others on 0.00" in reason
+    assert "ann agrees" not in reason
+
+
+def test_the_same_work_is_not_done_twice(world: World) -> None:
+    """Asked for with nothing new and the same champion: the key of the round is known."""
+    world.script.win = 0.5
+    world.once()
+    again = world.once(world.config.model_copy(update={"now": True}))
+    assert again.round is not None
+    assert again.round.error is not None
+    assert again.round.error.startswith("the same ratings, backbone, champion, code and settings as round 1")
+    assert world.script.calls.count("reward") == 1
+
+
+def test_a_champion_that_moved_meanwhile_is_not_replaced(world: World) -> None:
+    """The candidate was compared with another one."""
+    world.once()
+    world.rate(20)
+    world.script.raises["evaluate"] = [Stopped("stopped by SIGTERM", 15)]
+    with pytest.raises(Stopped):
+        world.once()
+    back = world.registry.rollback(actor="ann", reason="by hand")
+    outcome = world.once()
+    assert outcome.kind == "rejected"
+    assert "the candidate was compared with" in outcome.text
+    assert world.names()[CHAMPION] == back.artifact_id
+    assert CANDIDATE not in world.names()
+
+
+# ---- one leader ---------------------------------------------------------------------------------------------
+
+
+def test_the_second_retrainer_says_who_holds_the_lead(world: World) -> None:
+    with Leader(world.store) as leader:
+        with pytest.raises(
+            BusyError, match=r"process \d+ has been retraining since .*; it goes on"
+        ) as caught:
+            world.once()
+        assert caught.value.exit_code == 2
+        assert leader.holder in str(caught.value)
+    assert world.once().kind == "champion"
+
+
+def test_a_leader_that_was_replaced_cannot_write(world: World) -> None:
+    """Its lock is gone without its knowing: the token in the database has moved on."""
+    with Leader(world.store) as old:
+        rounds = Rounds(world.store, old)
+        found = rounds.begin("tiny", world.config.model_dump(mode="json"), None, {})
+        old._file.release()  # type: ignore[union-attr]
+        with Leader(world.store) as new:
+            assert new.token == old.token + 1
+            with pytest.raises(BusyError, match="has taken over"):
+                rounds.advance(found, steps.SNAPSHOT)
+            with pytest.raises(BusyError, match="has taken over"):
+                rounds.reject(found, "late")
+            assert Rounds(world.store, new).advance(found, steps.SNAPSHOT).state == steps.SNAPSHOT
+
+
+# ---- people -------------------------------------------------------------------------------------------------
+
+
+def test_people_undo_a_provisional_champion_that_they_do_not_prefer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = world.config.gates.model_copy(update={"people": 12})
+    config = world.config.model_copy(update={"gates": gates})
+    monkeypatch.setattr(Stages, "ask_people", lambda self, *_: ask_people(world, 12))
+    found = world.once(config).round
+    assert found is not None
+    win = win_rate_of(world, found)
+    assert (found.state, win.provisional, win.passed) == (steps.CHAMPION, True, True)
+    before = world.names()
+
+    # Nobody has spoken: nothing changes. Then all twelve pairs go to the champion before it.
+    world.once(config)
+    assert world.names() == before
+    people_prefer(world, "champion")
+    world.once(config)
+    win = win_rate_of(world, found)
+    assert (win.provisional, win.passed, win.figure) == (False, False, 0.0)
+    assert world.names() == {CHAMPION: before[PREVIOUS], PREVIOUS: before[CHAMPION]}
+    assert "people prefer the champion" in world.rounds.get(found.round_id).details["undone"]
+
+
+def test_waiting_for_people_leaves_the_round_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gates = world.config.gates.model_copy(update={"people": 12, "wait_for_people": True})
+    config = world.config.model_copy(update={"gates": gates})
+    monkeypatch.setattr(Stages, "ask_people", lambda self, *_: ask_people(world, 12))
+    assert world.once(config).text == "round 1 waits: for people: nobody has answered yet (0 of 12 pairs)"
+    people_prefer(world, "candidate")
+    found = world.once(config).round
+    assert found is not None
+    win = win_rate_of(world, found)
+    assert found.state == steps.CHAMPION
+    assert (win.provisional, win.passed, win.figure, win.details) == (False, True, 1.0, {"by": "people"})
+
+
+def win_rate_of(world: World, found: Round) -> Verdict:
+    (win,) = [verdict for verdict in world.rounds.verdicts(found.round_id) if verdict.name == "win rate"]
+    return win
