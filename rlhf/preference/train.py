@@ -17,15 +17,12 @@ validation split, as `validation_*`.
 from __future__ import annotations
 
 import importlib
-import time
 from pathlib import Path
 from typing import Any
 
-from rlhf.core.adapters import save_policy
 from rlhf.core.backbone import Backbone
 from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import Stopped
-from rlhf.core.files import atomic_folder, clear_folders
 from rlhf.core.guards import SignalGuard
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress
@@ -33,7 +30,7 @@ from rlhf.core.run import CHECKPOINTS, Launch, Run, Workspace
 from rlhf.preference import online
 from rlhf.preference.config import PreferConfig
 from rlhf.preference.data import PreferenceData, load
-from rlhf.preference.picture import draw_offline
+from rlhf.preference.save import finish
 from rlhf.preference.trainer import OfflineTrainer
 
 
@@ -100,7 +97,6 @@ def _counts(data: PreferenceData) -> str:
 
 def train(backbone: Backbone, data: PreferenceData, config: PreferConfig, record: Run) -> None:
     """Train, keep the best epoch, measure it on the test split, save. Raises GuardStop and Stopped."""
-    started = time.perf_counter()
     with SignalGuard() as guard:
         with progress("reference", len(data.rows), stage="prefer") as tracker:
             trainer = OfflineTrainer(backbone, data, config, check=guard.check, on_reference=tracker.advance)
@@ -113,7 +109,7 @@ def train(backbone: Backbone, data: PreferenceData, config: PreferConfig, record
         _epochs(trainer, checkpoints, record, guard)
         trainer.restore_best()
         test = trainer.measure(data.examples["test"], guard.check)
-    finish(trainer, test, record, time.perf_counter() - started)
+    finish(trainer, test, record)
 
 
 def _epochs(trainer: OfflineTrainer, checkpoints: StateCheckpoints, record: Run, guard: SignalGuard) -> None:
@@ -141,34 +137,3 @@ def _epochs(trainer: OfflineTrainer, checkpoints: StateCheckpoints, record: Run,
             raise
     if trainer.spent.used_up:
         print(f"prefer: ended in epoch {trainer.epoch} because {trainer.spent.why()}")
-
-
-def finish(trainer: OfflineTrainer, test: dict[str, float], record: Run, seconds: float) -> None:
-    """Write what the run was for: the adapter, the picture, the manifest with the last figures."""
-    clear_folders(record.path, "adapter")
-    with atomic_folder(record.path / "adapter") as folder:
-        save_policy(trainer.role, folder, trainer.backbone)
-    draw_offline(record.path, trainer.config.method)
-    metrics: dict[str, Any] = {
-        "best_epoch": trainer.best_epoch,
-        "num_epochs": trainer.epoch,
-        "validation_loss": trainer.best_loss,
-        **{f"test_{name}": value for name, value in test.items()},
-        **spent_figures(trainer.spent.seconds, trainer.spent.tokens),
-        "num_examples": len(trainer.examples),
-        "num_ties": trainer.data.num_ties,
-        "num_too_long": trainer.data.num_too_long,
-        "num_demonstrations": trainer.data.num_demonstrations,
-    }
-    raters = trainer.data.raters
-    record.finish(metrics, extra={"method": trainer.config.method, "raters": raters.rows() if raters else []})
-    accuracy = f", test accuracy {test['accuracy']:.3f}" if "accuracy" in test else ""
-    print(
-        f"prefer: {trainer.config.method}: validation loss {trainer.best_loss:.4f} at epoch "
-        f"{trainer.best_epoch}{accuracy}; saved in {record.path / 'adapter'}"
-    )
-
-
-def spent_figures(seconds: float, tokens: int) -> dict[str, float]:
-    """What the run cost, as manifests name it."""
-    return {"seconds_training": seconds, "tokens_spent": float(tokens)}
