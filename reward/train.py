@@ -12,7 +12,6 @@ Logged per epoch: `train_loss`; `validation_loss` (no dropout, no centring, rate
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,8 @@ from reward.trainer import RewardTrainer
 from rlhf.core.adapters import save_reward
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.checkpoint import StateCheckpoints
-from rlhf.core.errors import ConfigError, DataError, Stopped
+from rlhf.core.errors import DataError, Stopped
+from rlhf.core.extras import extra_module
 from rlhf.core.files import atomic_folder, clear_folders, write_jsonl
 from rlhf.core.guards import SignalGuard, TokenBudget
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
@@ -195,12 +195,7 @@ def _with_trunk(
 
 def _search() -> Any:
     """`reward.search`, which needs the extra `tune`."""
-    try:
-        return importlib.import_module("reward.search")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"--tune needs {error.name}; install it with: pip install 'rlhf-loop[tune]'"
-        ) from error
+    return extra_module("reward.search", "--tune", "tune")
 
 
 def _epochs(trainer: RewardTrainer, checkpoints: StateCheckpoints, record: Run, guard: SignalGuard) -> None:

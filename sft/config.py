@@ -119,6 +119,9 @@ class SFTConfig(Settings):
         description="DP-SGD: a bound on what is given away (extra privacy)",
     )
     model: ModelSettings = Field(default_factory=ModelSettings, description="precision and device")
+    tune: int = Field(
+        0, ge=0, description="trials that first search lr, dropout, weight decay and epochs (extra: tune)"
+    )
     seed: int = Field(0, ge=0, description="seed of adapter, split, order and dropout")
 
     @field_validator("data", "validation", mode="before")
@@ -155,6 +158,10 @@ class SFTConfig(Settings):
             self._check_prompt_method()
         self._check_files()
         self.privacy.check_beside(self)
+        if self.tune and self.privacy.on:
+            raise ValueError(
+                "tune does not go with privacy: each trial reads the data too, and nobody counts what that gives away"
+            )
         if self.kl_tokens == "replay" and self.replay is None:
             raise ValueError("kl_tokens is replay, and replay names no file; expected one, or kl_tokens all")
         return self

@@ -29,6 +29,7 @@ from rlhf.core.backbone import REFERENCE, Backbone, Role, resolve_device, right_
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.checkpoint import newest_valid
 from rlhf.core.errors import ConfigError
+from rlhf.core.extras import extra_module
 from rlhf.core.guards import SignalGuard, TokenBudget, require_finite_parameters
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.logprobs import token_logprobs
@@ -67,6 +68,8 @@ def run(config: SFTConfig, launch: Launch) -> None:
     files = find_data(config, launch)
     replay = find_path(config.replay, launch) if config.replay else None
     out = launch.out or Workspace(launch.workspace).runs / "sft"
+    # What is missing is said before anything is loaded.
+    tuning = extra_module("sft.search", "--tune", "tune") if config.tune else None
 
     def load() -> tuple[Backbone, list[Task]]:
         backbone = Backbone.load(base_path, config.base_settings, name=model_name(base_path, launch))
@@ -98,7 +101,12 @@ def run(config: SFTConfig, launch: Launch) -> None:
             return
         backbone, tasks = load()
         record.begin()
-        result = tune(backbone, tasks, config, record, base_path)
+        chosen = config
+        if tuning is not None:
+            let_go(backbone)
+            chosen = tuning.searched(config, record, parents, launch, load)
+            backbone, tasks = load()
+        result = tune(backbone, tasks, chosen, record, base_path)
         record.finish(
             result.metrics(tasks),
             extra={"base": backbone.name, "method": config.method, "merged": merges(config)}

@@ -130,6 +130,25 @@ def test_attributes_are_told_on_the_scale_that_they_were_rated_on(
     assert found[1, polite].item() == pytest.approx(2, abs=1)
 
 
+@pytest.mark.parametrize("labels", ["answers", "posterior"])
+def test_who_is_not_believed_in_training_is_not_in_validation(
+    workspace: Launch, reward_config: MakeConfig, labels: str
+) -> None:
+    """Two raters follow the rule, a third says the reverse of it. Told by all alike, two thirds are all that a loss can
+    be sure of: it would stay above the entropy of a third, 0.637 nats."""
+    rows = []
+    for one in planted_rows(160):
+        turned = one | {"chosen": one["rejected"], "rejected": one["chosen"], "annotator_id": "c"}
+        rows += [one | {"annotator_id": "a"}, one | {"annotator_id": "b"}, turned]
+    write_rows(workspace.workspace / "preferences.jsonl", rows)
+    out = trained(workspace, reward_config(rater_weights="dawid-skene", rater_labels=labels))
+    raters = {row["annotator_id"]: row for row in read_manifest(out).extra["raters"]}
+    assert raters["c"]["weight"] == 0
+    assert raters["a"]["reliability_se"] > 0
+    assert min(row["validation_loss"] for row in read_metrics(out / "metrics.jsonl")) < 0.4
+    assert rule_share(workspace, attached(workspace, out)) >= 0.8
+
+
 @pytest.mark.parametrize("pair_loss", ["davidson", "rao-kupper"])
 def test_models_of_ties_learn_how_common_ties_are(
     workspace: Launch, reward_config: MakeConfig, pair_loss: str
@@ -376,7 +395,8 @@ def test_a_missing_extra_is_named_before_anything_is_written(
 
     # None in sys.modules is how Python marks a module that cannot be imported
     monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "reward.search")
+    for name in ("reward.search", "rlhf.core.search"):
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match=r"--tune needs optuna; .*rlhf-loop\[tune\]"):
         trained(workspace, reward_config(tune=2))
     assert not (workspace.workspace / "runs" / "reward").exists()
