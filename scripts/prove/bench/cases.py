@@ -54,6 +54,7 @@ SHAPES = {
     "tiny": Shape("llama", 32, 2, 64, 4, 4, 64, False),
     "llama-5m": Shape("llama", 256, 4, 688, 4, 4, 4096, False),
     "llama-14m": Shape("llama", 384, 6, 1024, 6, 6, 4096, False),
+    "llama-40m": Shape("llama", 576, 9, 1536, 9, 9, 4096, False),
     "qwen2.5-0.5b": Shape("qwen2", 896, 24, 4864, 14, 2, 151_936, True),
     "qwen2.5-1.5b": Shape("qwen2", 1536, 28, 8960, 12, 2, 151_936, True),
 }
