@@ -140,7 +140,7 @@ class Monitor:
             "\n".join(m.content for m in messages_of(reply.body) if m.role == "user")
         )
         state = "gone" if reply.gone else "failed" if reply.status == 500 else "ok"
-        row = {
+        row: dict[str, Any] = {
             "at": round(time.time(), 3),
             "model": model,
             "route": reply.choice.route,

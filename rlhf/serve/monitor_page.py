@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from rlhf.core import html, plots
-from rlhf.serve.drift import CHANGED, WATCH, PromptFeatures, Shift, shifts
+from rlhf.serve.drift import WATCH, PromptFeatures, Shift, shifts
 from rlhf.serve.thumbs import GROUP, Ratings, by_model, p_chart
 
 NUM_BUCKETS = 40
 MAX_DRIFT_PROMPTS = 2000
 NUM_WINDOWS = 8
-MIN_WINDOW = 20
+MIN_PROMPTS = 20
+WINDOW = 50
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -164,16 +165,16 @@ def _ratings(figures: Figures) -> str:
         numbers = list(range(1, len(groups) + 1))
         shares = [group.share for group in groups]
         mean = sum(shares) / len(shares)
+        limits = ([float(n) for n in numbers], [g.low for g in groups], [g.high for g in groups])
         chart = plots.line_plot(
             {
                 "thumbs up": (numbers, shares),
-                "mean": (numbers, [mean] * len(numbers)),
-                "control limits": (numbers, [groups[0].high] * len(numbers)),
-                " ": (numbers, [groups[0].low] * len(numbers)),
+                "mean, shaded: control limits": (numbers, [mean] * len(numbers)),
             },
             "Thumbs up, p-chart",
             f"groups of {GROUP} thumbs, in order",
             "share",
+            {"mean, shaded: control limits": limits},
         )
         outside = [str(number) for number, group in zip(numbers, groups, strict=True) if group.out_of_control]
         told = f"outside the limits: group {', '.join(outside)}" if outside else "all within the limits"
@@ -233,7 +234,8 @@ def _scores(figures: Figures) -> str:
         by_route[f"{row['route']} ({_short(row['model'])})"].append(float(row["score"]))
     everything = [score for scores in by_route.values() for score in scores]
     low, high = float(np.quantile(everything, 0.005)), float(np.quantile(everything, 0.995))
-    edges = np.linspace(low, high if high > low else low + 1, 25)
+    num_bins = min(24, max(6, round(len(everything) ** 0.5)))
+    edges = np.linspace(low, high if high > low else low + 1, num_bins + 1)
     middles = [float(m) for m in (edges[1:] + edges[:-1]) / 2]
     histogram = plots.line_plot(
         {
@@ -266,9 +268,9 @@ def _scores(figures: Figures) -> str:
 def _drift(figures: Figures) -> str:
     reference, live = figures.reference[:MAX_DRIFT_PROMPTS], figures.live[-MAX_DRIFT_PROMPTS:]
     of = "the training prompts" if figures.named_reference else "the first prompts that were served"
-    if len(live) < MIN_WINDOW or len(reference) < MIN_WINDOW:
+    if min(len(live), len(reference)) < MIN_PROMPTS:
         return html.paragraph(
-            f"Drift is measured from {MIN_WINDOW} live prompts on, against {of}; there are {len(live)} "
+            f"Drift is measured from {MIN_PROMPTS} live prompts on, against {of}; there are {len(live)} "
             f"against {len(reference)}."
         )
     found = shifts(reference, live)
@@ -283,28 +285,33 @@ def _drift(figures: Figures) -> str:
         }
         for shift in found
     ]
-    size = max(MIN_WINDOW, -(-len(live) // NUM_WINDOWS))
-    windows = [live[start : start + size] for start in range(0, len(live) - MIN_WINDOW + 1, size)]
+    size = max(WINDOW, -(-len(live) // NUM_WINDOWS))
+    windows = [live[start : start + size] for start in range(0, len(live) - size // 2, size)]
     picture = ""
     if len(windows) > 1:
         series = [shifts(reference, window) for window in windows]
         numbers = list(range(1, len(windows) + 1))
         chart = plots.line_plot(
             {
-                **{
-                    series[0][k].what: (numbers, [window[k].psi for window in series])
-                    for k in range(len(series[0]))
-                },
-                "changed": (numbers, [CHANGED] * len(numbers)),
+                name: (numbers, [value(window[k]) for window in series])
+                for k, what in enumerate(shift.what for shift in found)
+                for name, value in ((what, _psi), (f"{what}, chance", _level))
             },
             "Population-stability index",
             f"stretches of {size} prompts, in order",
             "PSI",
         )
-        picture = html.figures(
-            [html.figure(chart, f"Against {of}; small stretches have a higher index by chance.")]
-        )
+        caption = f"Against {of}. 'chance' is what 95 % of random divisions of the same prompts stay below."
+        picture = html.figures([html.figure(chart, caption)])
     return html.paragraph(f"Against {of}: {sentence}.") + picture + html.table(rows)
+
+
+def _psi(shift: Shift) -> float:
+    return shift.psi
+
+
+def _level(shift: Shift) -> float:
+    return shift.level
 
 
 def _shift_words(shift: Shift) -> str:

@@ -178,8 +178,8 @@ class CompletionBody(_Sampling):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+            return [self.prompt]
+        return self.prompt
 
 
 def read_body(cls: type[ChatBody] | type[CompletionBody], data: Any) -> Any:
@@ -203,9 +203,9 @@ def read_body(cls: type[ChatBody] | type[CompletionBody], data: Any) -> Any:
         body = cls.model_validate(fields)
     except ValidationError as error:
         path, message = problems(error)[0]
-        name = path[0] if path else None
+        param = path[0] if path else None
         code = "missing_required_parameter" if message == "is missing" else "invalid_value"
-        raise ApiError(400, f"'{'.'.join(path)}' {message}", param=name, code=code) from error
+        raise ApiError(400, f"'{'.'.join(path)}' {message}", param=param, code=code) from error
     _check_together(body)
     return body
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -394,6 +395,35 @@ def test_without_a_champion_there_is_nothing_to_serve(start: Start, names_of: Na
     assert error_of(reply)[0] == 503
     assert reply.headers["retry-after"] == "2"
     assert running.client.get("/health").status_code == 503
+
+
+def test_a_stop_answers_what_is_in_flight_and_nothing_new(
+    start: Start, names_of: Names, written: Callable[..., tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    advance = Batch.advance
+    monkeypatch.setattr(Batch, "advance", lambda batch: (held.wait(20), advance(batch))[1])
+    running = start(names_of(champion="one"))
+    kept = httpx.Client(base_url=running.url)
+    assert kept.get("/health").json()["status"] == "ok"
+    with ThreadPoolExecutor(1) as callers:
+        reply = callers.submit(running.chat, "sun", temperature=0)
+        deadline = time.monotonic() + 20
+        while not running.service.engine._batches:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.server.handle_exit(signal.SIGTERM, None)
+        assert running.service.state.draining
+        time.sleep(0.3)
+        with pytest.raises(httpx.TransportError):  # nobody new is let in
+            httpx.get(f"{running.url}/health")
+        assert not reply.done()
+        held.set()
+        assert reply.result().json()["choices"][0]["message"]["content"] == written("one", "sun")[0]
+    assert running.server.received == signal.SIGTERM
+    running.server.handle_exit(signal.SIGTERM, None)  # a second one does not wait
+    assert running.server.force_exit
+    kept.close()
 
 
 def test_draining_refuses_new_requests(start: Start, names_of: Names) -> None:

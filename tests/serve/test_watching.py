@@ -15,10 +15,12 @@ import pytest
 from feedback_app.accounts import create_annotator
 from feedback_app.store.engine import Store
 from feedback_app.store.live import record
+from rlhf.core.errors import DataError
 from rlhf.core.records import Completion, Prompt
 from rlhf.serve.drift import PromptFeatures, psi, shifts
 from rlhf.serve.journal import Journal
 from rlhf.serve.monitor_page import Figures, monitor_page
+from rlhf.serve.scoring import Scoring
 from rlhf.serve.thumbs import Ratings, Thumb, live_ratings, p_chart
 
 
@@ -175,6 +177,46 @@ def test_an_empty_page_says_what_it_waits_for() -> None:
     page = monitor_page(empty)
     for text in ("No request yet", "Nobody has said anything yet", "--score-with", "20 live prompts"):
         assert text in page
+
+
+class Judge:
+    """Scores an answer by its length; a text with 'long' does not fit, one with 'bug' meets a fault."""
+
+    def score_texts(self, prompts: list[Prompt], texts: list[str], *, max_tokens: int) -> list[float]:
+        for prompt in prompts:
+            if "long" in prompt.text:
+                raise DataError("does not fit")
+            if "bug" in prompt.text:
+                raise ZeroDivisionError
+        return [float(len(text)) for text in texts]
+
+
+def test_a_share_of_the_answers_is_scored(
+    start: Callable[..., Any], names_of: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    running = start(names_of(champion="one"))
+    monitor = running.service.monitor
+    found: list[tuple[str, str, float]] = []
+    scoring = Scoring(Judge(), 1.0, lambda *score: (found.append(score), monitor.scored(*score)))  # type: ignore[arg-type]
+    scoring.start()
+    monitor.on_reply = scoring.offer
+    texts = []
+    for question in ("sun", "too long", "a bug", "hello"):
+        body = running.chat(question, temperature=0).json()
+        texts.append(body["choices"][0]["message"]["content"])
+    model = body["system_fingerprint"]
+    deadline = time.monotonic() + 20
+    while len(found) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    scoring.stop()
+    assert found == [(model, "champion", float(len(texts[0]))), (model, "champion", float(len(texts[3])))]
+    assert [row["score"] for row in monitor.scores][-2:] == [found[0][2], found[1][2]]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    never = Scoring(Judge(), 1e-9, lambda *score: None, seed=0)  # type: ignore[arg-type]
+    monitor.on_reply = never.offer
+    running.chat("sun", temperature=0)
+    assert never._waiting.empty()
 
 
 def test_the_endpoint_is_watched(start: Callable[..., Any], names_of: Callable[..., Any]) -> None:

@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from feedback_app.accounts import Person, create_annotator, first_admin_link, list_accounts
 from feedback_app.api import current_person
@@ -47,7 +47,7 @@ Me = Annotated[Person, Depends(current_person)]
 class GuestGate(Gate):
     """The gate, where whoever has no session is the guest. Host, origin and size are checked all the same."""
 
-    def __init__(self, app: Any, *, guest: Person, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, *, guest: Person, **options: Any) -> None:
         super().__init__(app, **options)
         self.guest = guest
 
@@ -103,7 +103,7 @@ def build_chat(store: Store, config: ChatConfig, endpoint: Endpoint) -> FastAPI:
     gr.mount_gradio_app(
         app, chat_blocks(config.title), path=CHAT, auth_dependency=_signed_in, **chat_mount_options()
     )
-    options = {
+    options: dict[str, Any] = {
         "store": store,
         "hosts": (config.host, *config.public_hosts),
         "listens_everywhere": config.host in ("0.0.0.0", "::"),
@@ -131,7 +131,7 @@ def _router(talks: Talks, guest: Person | None) -> APIRouter:
         first = await anext(events)
 
         async def lines() -> AsyncIterator[bytes]:
-            async with aclosing(events) as rest:  # type: ignore[type-var]
+            async with aclosing(events) as rest:
                 yield _line(first)
                 async for event in rest:
                     yield _line(event)

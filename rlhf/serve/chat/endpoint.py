@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +99,7 @@ class Endpoint:
         temperature: float,
         max_tokens: int,
         seed: int,
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """The parts of one answer's text; `answer` is filled meanwhile. Raises EndpointError."""
         answer.sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         body = {
@@ -123,7 +123,7 @@ class Endpoint:
             raise EndpointError("the answer broke off before its end")
 
 
-async def _events(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(reply: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
     async for line in reply.aiter_lines():
         if not line.startswith("data:"):
             continue

@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -119,7 +119,7 @@ class Talks:
 
     # ---- asking ------------------------------------------------------------------------------------------
 
-    async def ask(self, person: Person, body: AskBody) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, person: Person, body: AskBody) -> AsyncGenerator[dict[str, Any], None]:
         """Events of one question: start, parts of the text, the end of each answer, done; or an error.
 
         A question that is broken off, or fails, leaves the conversation as it was.
@@ -160,7 +160,7 @@ class Talks:
         self._talks.move_to_end(found.name)
         return found
 
-    async def _answered(self, talk: Talk, body: AskBody) -> AsyncIterator[dict[str, Any]]:
+    async def _answered(self, talk: Talk, body: AskBody) -> AsyncGenerator[dict[str, Any], None]:
         models = await self.endpoint.models()
         prompt = self._prompt(talk, body.text, models)
         compares = body.compare or self._random.random() < self.config.compare_share
@@ -209,7 +209,7 @@ class Talks:
                 max_tokens=config.max_tokens,
                 seed=self._random.getrandbits(31),
             )
-            async with aclosing(stream) as texts:  # type: ignore[type-var]
+            async with aclosing(stream) as texts:
                 async for text in texts:
                     await parts.put((number, text))
             await parts.put((number, None))

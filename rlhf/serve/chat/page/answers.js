@@ -29,9 +29,9 @@ function end(one, tree, cut) {
 // Good, bad, or what it should have been.
 function rateOne(one, box) {
   const status = el("span", { role: "status" });
-  const up = button({ class: "ct-act", "aria-pressed": "false", onclick: () => thumb("up") }, el("span", { "aria-hidden": "true" }, "👍"), "Good");
-  const down = button({ class: "ct-act", "aria-pressed": "false", onclick: () => thumb("down") }, el("span", { "aria-hidden": "true" }, "👎"), "Bad");
-  const correct = button({ class: "ct-act", onclick: () => edit() }, el("span", { "aria-hidden": "true" }, "✎"), "Correct");
+  const up = button({ class: "ct-act", "aria-pressed": "false", onclick: () => thumb("up") }, el("span", { "aria-hidden": "true" }, "✓"), "Good", kbd("G"));
+  const down = button({ class: "ct-act", "aria-pressed": "false", onclick: () => thumb("down") }, el("span", { "aria-hidden": "true" }, "✕"), "Bad", kbd("B"));
+  const correct = button({ class: "ct-act", onclick: () => edit() }, el("span", { "aria-hidden": "true" }, "✎"), "Correct", kbd("C"));
   const after = el("div", { class: "ct-after", role: "group", "aria-label": "What do you think of this answer?" }, up, down, correct, status);
   let asked = null;
 
@@ -55,11 +55,11 @@ function rateOne(one, box) {
     after.append(asked);
   }
   function edit() {
-    const text = el("textarea", { rows: String(Math.min(16, 3 + one.text.length / 70 | 0)), maxlength: "100000", "aria-label": "The answer as it should have been" });
+    const text = el("textarea", { rows: String(Math.min(16, 2 + one.text.split("\n").length + (one.text.length / 90 | 0))), maxlength: "100000", "aria-label": "The answer as it should have been" });
     text.value = one.text;
     const form = el("form", { class: "ct-edit", onsubmit: save }, text,
       el("div", { class: "ct-row" }, el("span", { role: "status" }), button({ class: "rd-quiet", onclick: leave }, "Cancel"),
-        el("button", { class: "rd-save ct-small", type: "submit" }, el("span", {}, "Save correction"), onPhone() ? null : kbd("Ctrl+Enter"))));
+        el("button", { class: "rd-save ct-small", type: "submit" }, el("span", {}, "Save correction"), kbd("Ctrl+Enter"))));
     const note = form.querySelector("[role=status]");
     text.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { event.stopPropagation(); leave(); }
@@ -115,11 +115,10 @@ function rateTwo(cards, box) {
     } catch (error) { note.textContent = why(error); }
   };
   const pair = { a: choose("a"), b: choose("b"), tie: choose("tie"), both_bad: choose("both_bad"), none: choose("none") };
-  const keys = onPhone() ? () => null : kbd;
   const panel = el("div", { class: "ct-choice", role: "group", "aria-label": "Which answer is better?" },
     el("p", {}, "Which answer is better?"),
-    button({ onclick: pair.a }, "A", keys("1")), button({ onclick: pair.b }, "B", keys("2")),
-    button({ onclick: pair.tie }, "Equally good", keys("3")), button({ onclick: pair.both_bad }, "Both bad", keys("0")),
+    button({ onclick: pair.a }, "A", kbd("1")), button({ onclick: pair.b }, "B", kbd("2")),
+    button({ onclick: pair.tie }, "Equally good", kbd("3")), button({ onclick: pair.both_bad }, "Both bad", kbd("0")),
     el("span", { role: "status" }),
     button({ class: "ct-later", onclick: pair.none }, "Go on without choosing"));
   box.append(panel);

@@ -6,7 +6,7 @@ function ready() {
   $("ct-send").hidden = busy;
   $("ct-stop").hidden = !busy;
   $("ct-send").disabled = Boolean(state.pair);
-  $("ct-text").placeholder = state.pair ? "Choose one of the answers first" : "Your message";
+  $("ct-text").placeholder = state.pair ? "Choose first" : "Your message";
 }
 
 async function ask() {
