@@ -1,0 +1,1 @@
+"""`rlhf sft-eval`: what supervised tuning gained over the untouched base, and what it lost."""
