@@ -19,7 +19,7 @@ from torch import Tensor
 from reward.calibrate import decided_logits
 from reward.full import open_full
 from reward.losses import PairLoss
-from rlhf.core.adapters import load_adapter, load_tensors
+from rlhf.core.adapters import SCORE_KEY, WEIGHTS_FILE, load_adapter, load_role_weights, load_tensors
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.batching import token_budget_batches
 from rlhf.core.chat import ChatCodec, first_line
@@ -128,6 +128,21 @@ class RewardScorer:
         scale = RewardScale.load(folder)
         backbone, role = open_full(folder, settings, name)
         return cls(backbone, role, scale, heads_CH=_heads(folder, scale, backbone))
+
+    def reload(self, folder: Path) -> None:
+        """Put another reward of the same shape into the same roles: a newer one, while a run goes on.
+
+        Raises CheckpointError where it does not fit; some of the roles may hold it then.
+        """
+        scale = RewardScale.load(folder)
+        folders = [folder, *(folder / MEMBER_FOLDER.format(k) for k in range(1, scale.num_adapters))]
+        if len(folders) != len(self.roles):
+            raise CheckpointError(f"{folder}: holds {len(folders)} adapters; expected {len(self.roles)}")
+        for role, one in zip(self.roles, folders, strict=True):
+            tensors = load_tensors(one / WEIGHTS_FILE)
+            head = {"head": tensors.pop(SCORE_KEY)} if SCORE_KEY in tensors else {}
+            load_role_weights(role, tensors | head, str(one))
+        self.scale, self._heads_CH = scale, _heads(folder, scale, self.backbone)
 
     @torch.no_grad()
     def score(self, sequences: Sequences, batch: SequenceBatch) -> Tensor:

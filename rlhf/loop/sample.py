@@ -35,13 +35,7 @@ def run(config: SampleConfig, launch: Launch) -> None:
     )
     prompts = prompts[: config.max_prompts]
     completions = draw(generator, prompts, config)
-    pairs, identical = [], 0
-    for encoded, group in zip(prompts, completions, strict=True):
-        for first, second in zip(islice(group, 0, None, 2), islice(group, 1, None, 2), strict=False):
-            if first.text == second.text or not first.text or not second.text:
-                identical += 1  # nothing to compare
-            else:
-                pairs.append((encoded.prompt.prompt_id, (first.completion_id, second.completion_id)))
+    pairs, identical = pair_up(prompts, completions)
     if not pairs:
         raise DataError(f"all {identical} pairs are identical or empty; raise --sampling.temperature")
     with Store.open(launch.db) as store:
@@ -60,6 +54,21 @@ def run(config: SampleConfig, launch: Launch) -> None:
     ] * (dropped > 0)
     left_out = f" (left out: {', '.join(notes)})" if notes else ""
     print(f"sample: {len(set(tasks))} pairs from {generator.model_id} in project {config.project}{left_out}")
+
+
+def pair_up(
+    prompts: Sequence[EncodedPrompt], completions: Sequence[Sequence[Completion]]
+) -> tuple[list[tuple[str, tuple[str, ...]]], int]:
+    """((prompt_id, completion ids) of 1st with 2nd, 3rd with 4th, ..., how many pairs were identical or empty)."""
+    pairs: list[tuple[str, tuple[str, ...]]] = []
+    identical = 0
+    for encoded, group in zip(prompts, completions, strict=True):
+        for first, second in zip(islice(group, 0, None, 2), islice(group, 1, None, 2), strict=False):
+            if first.text == second.text or not first.text or not second.text:
+                identical += 1  # nothing to compare
+            else:
+                pairs.append((encoded.prompt.prompt_id, (first.completion_id, second.completion_id)))
+    return pairs, identical
 
 
 def draw(

@@ -1,0 +1,1 @@
+"""PPO whose reward is renewed while it runs, from what people say about the current policy."""
