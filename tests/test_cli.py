@@ -222,7 +222,7 @@ def test_every_shipped_config_is_valid(path: Path, capsys: pytest.CaptureFixture
 
 def test_configs_ship_for_every_training_command() -> None:
     shipped = {path.stem.split("_")[0] for path in CONFIGS}
-    assert shipped == {name for name, command in cli.COMMANDS.items() if command.training}
+    assert shipped >= {name for name, command in cli.COMMANDS.items() if command.training}
 
 
 @pytest.mark.parametrize("name", ["sft", "reward", "ppo"])

@@ -77,6 +77,8 @@ def run(config: LineageConfig, launch: Launch) -> None:
     workspace = Workspace(launch.workspace)
     with Store.open(launch.db, create=False) as store, store.read() as connection:
         trees = _trees(connection, Registry(store, workspace), config)
+    for _, tree in trees:
+        _shorten(tree, f"{workspace.root.as_posix()}/")
     print("\n\n".join(f"{title}\n{drawn(tree)}" for title, tree in trees))
     if launch.out is not None:
         launch.out.mkdir(parents=True, exist_ok=True)
@@ -181,6 +183,13 @@ def _below(connection: Connection, artifact_id: str, role: str, seen: set[str]) 
     ).all():
         node.children.append(_below(connection, link.artifact_id, f"as its {link.role}", seen))
     return node
+
+
+def _shorten(node: Node, prefix: str) -> None:
+    """Paths inside the workspace without the workspace."""
+    node.label = node.label.replace(prefix, "")
+    for child in node.children:
+        _shorten(child, prefix)
 
 
 # ---- shown --------------------------------------------------------------------------------------------------

@@ -87,7 +87,11 @@ def gather(store: Store, workspace: Workspace, num_rounds: int) -> dict[str, Any
         "rounds": [_round(rounds, one) for one in rounds.all()[: -num_rounds - 1 : -1]],
         "depends_on_erased": {
             "snapshots": [
-                {"snapshot_id": row.snapshot_id, "path": row.path, "num_ratings": int(row.num)}
+                {
+                    "snapshot_id": row.snapshot_id,
+                    "path": workspace.relative(workspace.resolve(row.path)),
+                    "num_ratings": int(row.num),
+                }
                 for row in erased
             ],
             "artifacts": [

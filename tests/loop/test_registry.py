@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,20 @@ def test_what_cannot_be_served_is_refused(registry, root):
     with pytest.raises(DataError, match="not there any more"):
         registry.promote(one.artifact_id, actor="ann", reason="")
     assert registry.aliases() == {}
+
+
+def test_a_rollback_by_command_needs_no_torch(registry, root):
+    """A process of its own, as in an incident; its seconds are measured by scripts/prove/kills_retrain.py."""
+    one, two = (registry.register(finished(root, name)).artifact_id for name in ("one", "two"))
+    registry.promote(one, actor="ann", reason="first")
+    registry.promote(two, actor="ann", reason="better")
+    code = (
+        "import sys; from rlhf.cli import main; "
+        f"codes = [main([name, '--workspace', {str(root)!r}]) for name in ('rollback', 'status')]; "
+        "sys.exit(codes != [0, 0] or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"rollback: {one} is the champion again" in done.stdout
+    assert f"champion   {one}  runs/one" in done.stdout
+    assert registry.alias(CHAMPION).artifact_id == one

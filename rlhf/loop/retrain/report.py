@@ -373,7 +373,9 @@ def _of(figures: Mapping[str, Any], gate: str) -> dict[str, Any] | None:
 
 
 def _number(value: float | None) -> str:
-    return "\u2013" if value is None else f"{value:.3g}"
+    if value is None:
+        return "\u2013"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
 def _span(one: Mapping[str, Any] | None) -> str:
