@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feedback_app.accounts import who_is
@@ -258,7 +258,7 @@ class LimitedBody:
         self.has_ended = True
         return {"type": "http.disconnect"}
 
-    def judged(self, send: Send) -> Send:
+    def judged(self, send: Send, refused: Callable[[str, int], Response] = PlainTextResponse) -> Send:
         """`send` that replaces whatever a handler makes of a broken-off body by the reason."""
         is_replaced = False
 
@@ -269,7 +269,7 @@ class LimitedBody:
                 if self.refusal is not None:
                     is_replaced = True
                     status, detail = self.refusal
-                    await PlainTextResponse(detail, status)({"type": "http"}, self._receive, send)
+                    await refused(detail, status)({"type": "http"}, self._receive, send)
             if not is_replaced:
                 await send(message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 import threading
 import time
@@ -96,7 +97,7 @@ class Answering:
 
     def close(self, reply: Reply) -> None:
         """The request has ended, or nobody waits for it any more."""
-        if any(job.times.ended != job.times.ended for job in reply.jobs):
+        if any(math.isnan(job.times.ended) for job in reply.jobs):
             reply.gone = True
             self.engine.cancel(reply.jobs)
         self.catalog.give_back(reply.choice)

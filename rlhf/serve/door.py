@@ -84,7 +84,7 @@ class Door:
             await send(message)
 
         try:
-            await self.app(scope, body.receive, body.judged(judged))
+            await self.app(scope, body.receive, body.judged(judged, _broken_off))
         except Exception:
             if not begun:  # the fault goes to the log; the caller gets an answer of the usual shape
                 fault = ApiError(500, "the server failed at this request; its log says why")
@@ -135,6 +135,10 @@ def _key_of(headers: Headers) -> str:
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return ""
+
+
+def _broken_off(detail: str, status: int) -> JSONResponse:
+    return JSONResponse(ApiError(status, detail).body, status)
 
 
 def _guard(headers: MutableHeaders, path: str) -> None:

@@ -69,6 +69,7 @@ class Service:
         self.monitor.watch(self.catalog, self.engine)
         self.answering = Answering(self.catalog, self.engine, default_limit=config.default_max_tokens)
         self._scoring: Scoring | None = None
+        self._away = ""
         self._ended, self._loaded = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -109,10 +110,14 @@ class Service:
     def _follow(self) -> None:
         if not self._loaded.is_set():
             return
+        away = ""
         try:
             self.catalog.look()
         except Exception as error:  # the store may be away for a moment: go on with what is loaded
-            self.monitor.event("fault", f"the registry cannot be read: {error}")
+            away = f"the registry cannot be read: {error}"
+            if away != self._away:
+                self.monitor.event("fault", away)
+        self._away = away
 
 
 class Server(uvicorn.Server):

@@ -20,6 +20,10 @@ from rlhf.serve.config import ChatConfig
 from tests.feedback_app.conftest import chromium  # noqa: F401 - a fixture
 from tests.serve.fake_endpoint import Fake
 
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+)
+
 HOSTILE = "<img src=x onerror=alert(1)> ![y](http://evil.example/z.png) [x](javascript:alert(3))"
 
 
@@ -104,6 +108,8 @@ def test_a_conversation_by_keyboard(chromium: Any, chat: Chat) -> None:  # noqa:
     page.click("#ct-send")
     page.wait_for_selector(".ct-choice")
     assert page.inner_text(".ct-answers[data-two] .ct-answer:nth-child(1)").startswith("A")
+    found = axe.Axe().run(page).response["violations"]
+    assert [(fault["id"], fault["impact"]) for fault in found] == []
     page.fill("#ct-text", "not yet")
     page.keyboard.press("Enter")
     assert "Choose one of the two answers first" in page.inner_text("#ct-status")

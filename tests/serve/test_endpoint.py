@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from rlhf.cli import main
 from rlhf.core.adapters import load_adapter
 from rlhf.core.backbone import Backbone
 from rlhf.core.errors import ConfigError, DataError
@@ -238,6 +239,8 @@ def test_bodies_and_addresses_that_are_none(one: Any) -> None:
     assert error_of(one.client.get("/v1/models", headers={"origin": "http://evil.example"}))[0] == 403
     big = post("/v1/chat/completions", content=b" " * ((4 << 20) + 1))
     assert error_of(big)[0] == 413
+    unsaid = post("/v1/chat/completions", content=(b" " * (1 << 20) for _ in range(5)))  # without a length
+    assert error_of(unsaid)[:2] == (413, "a request may have at most 4194304 bytes")
 
 
 def test_a_full_queue_is_429_and_a_caller_who_leaves_frees_the_row(
@@ -431,3 +434,18 @@ def test_draining_refuses_new_requests(start: Start, names_of: Names) -> None:
     running.service.state.draining = True
     assert error_of(running.chat("sun"))[3] == "draining"
     assert running.client.get("/health").json()["status"] == "draining"
+
+
+def test_what_keeps_serve_from_starting_is_one_line(
+    serving_launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def line(*options: str) -> str:
+        where = ["--workspace", str(tmp_path / "empty"), "--port", "0", "--model.device", "cpu"]
+        assert main(["serve", *where, *options]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "the registry has no champion yet" in line()
+    assert "nowhere" in line("--model-path", "nowhere/at/all")
+    assert "needs a key" in line("--host", "0.0.0.0")
+    assert "no such file" in line("--reference-prompts", "nothing.jsonl")
+    assert "cannot be read" in line("--api-key-file", str(tmp_path / "no-key"))

@@ -87,7 +87,7 @@ class Talk:
     name: str
     owner: str
     messages: list[Message] = field(default_factory=list)
-    turns: dict[str, Turn] = field(default_factory=dict)
+    turns: list[str] = field(default_factory=list)
     open_pair: tuple[str, str] | None = None
     busy: bool = False
 
@@ -101,6 +101,7 @@ class Talks:
         self.store, self.endpoint, self.config = store, endpoint, config
         self._random = random.Random(seed)
         self._talks: OrderedDict[str, Talk] = OrderedDict()
+        self._turns: dict[str, Turn] = {}
         self._asking: dict[str, int] = {}
 
     async def overview(self, person: Person, *, is_guest: bool) -> dict[str, Any]:
@@ -148,7 +149,9 @@ class Talks:
             talk = Talk(secrets.token_urlsafe(16), person.annotator_id)
             self._talks[talk.name] = talk
             while len(self._talks) > MAX_TALKS:
-                self._talks.popitem(last=False)
+                _, oldest = self._talks.popitem(last=False)
+                for name in oldest.turns:
+                    self._turns.pop(name, None)
             return talk
         found = self._talks.get(body.talk)
         if found is None or found.owner != person.annotator_id:
@@ -237,7 +240,8 @@ class Talks:
         turns = turns if len(texts) > 1 else turns[:1]  # equal answers are one
         for turn in turns:
             turn.shown_at = time.time()
-            talk.turns[turn.name] = turn
+            talk.turns.append(turn.name)
+            self._turns[turn.name] = turn
         if len(turns) == 2:
             talk.open_pair = (turns[0].name, turns[1].name)
         else:
@@ -288,12 +292,8 @@ class Talks:
         return saved | {"tree": tree(text)}
 
     def _mine(self, person: Person, names: Sequence[str]) -> list[Turn]:
-        found = []
-        for talk in reversed(self._talks.values()):
-            if talk.owner == person.annotator_id and all(name in talk.turns for name in names):
-                found = [talk.turns[name] for name in names]
-                break
-        if not found:
+        found = [turn for name in names if (turn := self._turns.get(name)) is not None]
+        if len(found) < len(names) or any(turn.talk.owner != person.annotator_id for turn in found):
             raise StoreError("this answer is too old to be rated; the conversation has ended")
         return found
 
