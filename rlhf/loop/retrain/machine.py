@@ -54,15 +54,17 @@ class WaitingError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one look led to. kind: nothing (no round was due), waiting, or the round's end."""
+    """What one look led to. kind: nothing (no round was due), waiting, or the round's end. alerts: what drifts."""
 
     kind: str
     text: str
     round: Round | None = None
+    alerts: tuple[str, ...] = ()
 
 
 class Machine:
-    """One leader's work on one project. make_stages: who does the steps; a proof may put its own in."""
+    """One leader's work on one project. make_stages: who does the steps; a proof may put its own in. check: called
+    between steps, to raise Stopped where a signal has come."""
 
     def __init__(
         self,
@@ -73,12 +75,13 @@ class Machine:
         *,
         make_stages: MakeStages = Stages,
         on_round: Callable[[Round], None] = lambda found: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.launch, self.store = config, launch, store
         self.workspace = Workspace(launch.workspace)
         self.registry = Registry(store, self.workspace)
         self.rounds = Rounds(store, leader)
-        self._make_stages, self._on_round = make_stages, on_round
+        self._make_stages, self._on_round, self._check = make_stages, on_round, check
 
     def once(self) -> Outcome:
         """Go on with the round that is open, or begin one if one is due, and bring it to its end."""
@@ -87,10 +90,8 @@ class Machine:
         if current is None:
             last = self.rounds.last_ended(self.config.project)
             due = look(self.store, self.config, last)
-            for alert in due.alerts:
-                print(f"retrain: alert: {alert}")
             if not due.is_due:
-                return Outcome("nothing", due.reason)
+                return Outcome("nothing", due.reason, alerts=due.alerts)
             champion = self._first_champion()
             details = {"alerts": list(due.alerts), "trigger": due.reason, "num_new": due.news.num_new}
             values = self.config.model_dump(mode="json")
@@ -105,6 +106,7 @@ class Machine:
         if config.work() != self.config.work():
             print(f"retrain: round {current.number} keeps the settings that it began with", flush=True)
         while current.is_open:
+            self._check()
             following = current.following
             if current.attempts >= config.max_attempts:
                 reason = f"{following}: begun {current.attempts} times without an end (max_attempts)"
@@ -123,10 +125,10 @@ class Machine:
                 current = self._failed(current, following, error)
             print(f"retrain: round {current.number}: {current.state}", flush=True)
         self._on_round(current)
-        said = f"round {current.number} "
+        said, alerts = f"round {current.number} ", tuple(current.details.get("alerts", ()))
         if current.state == steps.CHAMPION:
-            return Outcome("champion", f"{said}made {current.candidate_id} the champion", current)
-        return Outcome("rejected", f"{said}was rejected: {current.error}", current)
+            return Outcome("champion", f"{said}made {current.candidate_id} the champion", current, alerts)
+        return Outcome("rejected", f"{said}was rejected: {current.error}", current, alerts)
 
     def _failed(self, current: Round, step: str, error: RlhfError) -> Round:
         fresh = self.rounds.get(current.round_id)

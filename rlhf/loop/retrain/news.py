@@ -30,6 +30,11 @@ _NEW = text(
     "LEFT JOIN snapshot_members m ON m.annotation_id = a.annotation_id AND m.snapshot_id = :snapshot "
     "WHERE a.project_id = :project AND NOT a.surplus ORDER BY a.annotation_id"
 )
+_ANY_NEW = text(
+    "SELECT 1 FROM final_annotations a WHERE a.project_id = :project AND NOT a.surplus "
+    "AND a.kind IN ('pairwise', 'ranking') AND NOT EXISTS (SELECT 1 FROM snapshot_members m "
+    "WHERE m.annotation_id = a.annotation_id AND m.snapshot_id = :snapshot) LIMIT 1"
+)
 _NAMES = text("SELECT annotator_id, name FROM annotators")
 
 
@@ -122,6 +127,13 @@ def news(store: Store, project: str, snapshot_id: str | None) -> News:
         for row in rows
     )
     return News(said, names)
+
+
+def any_new(store: Store, project: str, snapshot_id: str | None) -> bool:
+    """Whether there is a comparison that the snapshot does not hold: cheaper than reading everything."""
+    with store.read() as connection:
+        found = connection.execute(_ANY_NEW, {"project": project, "snapshot": snapshot_id or ""}).first()
+    return found is not None
 
 
 # ---- drift --------------------------------------------------------------------------------------------------

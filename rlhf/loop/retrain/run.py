@@ -33,11 +33,11 @@ def run(config: RetrainConfig, launch: Launch) -> None:
             due = look(store, config, last)
             print(f"retrain: would {'begin a round' if due.is_due else 'do nothing'}: {due.reason}")
             return
-        with Leader(store) as leader:
+        with Leader(store) as leader, SignalGuard() as guard:
             if config.watch:
-                watch(config, launch, store, leader)
+                watch(config, launch, store, leader, guard)
             else:
-                print(f"retrain: {once(config, launch, store, leader).text}")
+                say(once(config, launch, store, leader, guard=guard))
 
 
 def check(config: RetrainConfig, launch: Launch) -> None:
@@ -56,7 +56,12 @@ def check(config: RetrainConfig, launch: Launch) -> None:
 
 
 def once(
-    config: RetrainConfig, launch: Launch, store: Store, leader: Leader, make_stages: MakeStages = Stages
+    config: RetrainConfig,
+    launch: Launch,
+    store: Store,
+    leader: Leader,
+    make_stages: MakeStages = Stages,
+    guard: SignalGuard | None = None,
 ) -> Outcome:
     """One look and what follows from it, with its report."""
     workspace = Workspace(launch.workspace)
@@ -64,27 +69,34 @@ def once(
     def report(found: Round) -> None:
         write_reports(store, workspace, found)
 
-    machine = Machine(config, launch, store, leader, make_stages=make_stages, on_round=report)
+    def check_signal() -> None:
+        if guard is not None and guard.received is not None:
+            raise Stopped("stopped between two steps; start it again to go on", guard.received)
+
+    machine = Machine(
+        config, launch, store, leader, make_stages=make_stages, on_round=report, check=check_signal
+    )
     return machine.once()
 
 
-def watch(config: RetrainConfig, launch: Launch, store: Store, leader: Leader) -> None:
+def say(found: Outcome) -> None:
+    """The outcome in a line, and its alerts in one each."""
+    for alert in found.alerts:
+        print(f"retrain: alert: {alert}", flush=True)
+    print(f"retrain: {found.text}", flush=True)
+
+
+def watch(config: RetrainConfig, launch: Launch, store: Store, leader: Leader, guard: SignalGuard) -> None:
     """Look again and again. Raises Stopped when a signal comes; a round is then taken up by the next start."""
-    said = ""
+    before: Outcome | None = None
     print(f"retrain: watching project '{config.project}' as {leader.holder}", flush=True)
     while True:
-        found = once(config, launch, store, leader)
-        if found.text != said or found.kind not in ("nothing", "waiting"):
-            print(f"retrain: {found.text}", flush=True)
-        said = found.text
-        with SignalGuard() as guard:
-            until = time.monotonic() + config.trigger.check_every_s
-            while time.monotonic() < until:
-                _no_signal(guard)
-                time.sleep(min(TICK_S, max(0.0, until - time.monotonic())))
-            _no_signal(guard)
-
-
-def _no_signal(guard: SignalGuard) -> None:
-    if guard.received is not None:
-        raise Stopped("stopped between two rounds; start it again to go on", guard.received)
+        found = once(config, launch, store, leader, guard=guard)
+        if found != before:
+            say(found)
+        before = found
+        until = time.monotonic() + config.trigger.check_every_s
+        while guard.received is None and time.monotonic() < until:
+            time.sleep(min(TICK_S, max(0.0, until - time.monotonic())))
+        if guard.received is not None:
+            raise Stopped("stopped between two looks; start it again to go on", guard.received)

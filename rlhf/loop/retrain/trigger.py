@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from feedback_app.store.engine import Store
 from rlhf.loop.retrain.config import RetrainConfig
-from rlhf.loop.retrain.news import News, drift_alerts, news
+from rlhf.loop.retrain.news import News, any_new, drift_alerts, news
 from rlhf.loop.retrain.rounds import Round
 
 
@@ -24,14 +24,15 @@ class Due:
 def look(store: Store, config: RetrainConfig, last: Round | None, *, now: float | None = None) -> Due:
     """Ask the triggers. last: the round of the project that ended last, None before the first."""
     settings = config.trigger
-    found = news(store, config.project, last.snapshot_id if last else None)
+    snapshot_id = last.snapshot_id if last else None
+    if not config.now and not any_new(store, config.project, snapshot_id):
+        return Due(False, f"nothing new {f'since round {last.number}' if last else 'yet'}", News((), {}), ())
+    found = news(store, config.project, snapshot_id)
     alerts = tuple(drift_alerts(found, settings)) if settings.drift != "ignore" else ()
     waited = (time.time() if now is None else now) - (last.ended_at or 0.0 if last else 0.0)
     since = f"since round {last.number}" if last else "yet"
     if config.now:
         return Due(True, f"asked for by --now ({found.num_new} new comparisons)", found, alerts)
-    if not found.num_new:
-        return Due(False, f"nothing new {since}", found, alerts)
     if waited < settings.cooldown_s:
         left = settings.cooldown_s - waited
         return Due(False, f"cooling down for {left:.0f} s more (trigger.cooldown_s)", found, alerts)

@@ -115,6 +115,7 @@ class Simulation:
                 "save_every": 10,
             },
             "sampling": self.sampling.model_dump(),
+            "gates": {"max_kl": 15.0},
             "num_probes": 40,
             "seed": self.seed,
         }
@@ -258,8 +259,7 @@ class Simulation:
         before = self._champion(self.launch(root))
         changes: dict[str, Any] = {"now": True} if name == "too little data" else {}
         if name == "KL explosion":
-            wild = {"kl_coef": 0.0, "target_kl": None, "num_epochs": 4, "eval_every": 15}
-            changes["ppo"] = wild | {"optim": {"lr": 2e-2}, "clip_range": 0.9}
+            changes["ppo"] = {"kl_coef": 0.0, "num_epochs": 4, "clip_range": 0.5, "optim": {"lr": 5e-3}}
         stages = UpsideDown if name == "broken reward" else Stages
         found = self.retrain(root, self.retrain_config(**changes), stages)
         found["champion_moved"] = self._champion(self.launch(root)) != before

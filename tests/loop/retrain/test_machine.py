@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
-from retrain_world import World, ask_people, people_prefer, tiny
+from retrain_world import World, ask_people, fake_stages, people_prefer, tiny
 
+import rlhf.loop.retrain.run as retrain_run
 from rlhf.core.errors import BusyError, GuardStop, Stopped
 from rlhf.loop.gates.verdict import Verdict
 from rlhf.loop.registry import CANDIDATE, CHAMPION, PREVIOUS
 from rlhf.loop.retrain import rounds as steps
+from rlhf.loop.retrain.config import TriggerSettings
 from rlhf.loop.retrain.leader import Leader
+from rlhf.loop.retrain.machine import Machine, Outcome
 from rlhf.loop.retrain.rounds import STATES, Round, Rounds
 from rlhf.loop.retrain.stages import Stages
 
@@ -256,3 +261,48 @@ def test_waiting_for_people_leaves_the_round_open(world: World, monkeypatch: pyt
 def win_rate_of(world: World, found: Round) -> Verdict:
     (win,) = [verdict for verdict in world.rounds.verdicts(found.round_id) if verdict.name == "win rate"]
     return win
+
+
+# ---- watching -----------------------------------------------------------------------------------------------
+
+
+def test_watching_says_what_is_new_once_and_ends_with_the_signal(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four looks: nothing twice, then something else, then a signal; nothing is said twice in a row."""
+    looks = [Outcome("nothing", "nothing new yet")] * 2 + [Outcome("nothing", "3 new", alerts=("drift: so",))]
+
+    def once(*_: Any, **__: Any) -> Outcome:
+        if len(looks) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return looks.pop(0)
+
+    monkeypatch.setattr(retrain_run, "once", once)
+    config = world.config.model_copy(
+        update={"once": False, "watch": True, "trigger": TriggerSettings(check_every_s=0.01)}
+    )
+    with pytest.raises(Stopped) as caught:
+        retrain_run.run(config, world.launch)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["retrain: nothing new yet", "retrain: alert: drift: so", "retrain: 3 new"]
+
+
+def test_a_signal_between_two_steps_ends_the_command_and_keeps_the_round(world: World) -> None:
+    """The machine asks before each step; what was done stays done."""
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            raise Stopped("stopped between two steps", 15)
+
+    make = fake_stages(world.script)
+    with Leader(world.store) as leader:
+        machine = Machine(world.config, world.launch, world.store, leader, make_stages=make, check=check)
+        with pytest.raises(Stopped):
+            machine.once()
+    (found,) = world.rounds.all()
+    assert (found.is_open, found.state) == (True, steps.REWARD_GATES)
+    assert world.once().kind == "champion"
