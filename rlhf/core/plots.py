@@ -227,11 +227,15 @@ def matrix_plot(
             for x, count in enumerate(row):
                 color = PALETTE[2] if x == y else PALETTE[4]
                 axes.add_patch(
-                    Rectangle((x - 0.5, y - 0.5), 1, 1, color=color, alpha=0.75 * count / total, linewidth=0)
+                    Rectangle((x - 0.5, y - 0.5), 1, 1, color=color, alpha=0.9 * count / total, linewidth=0)
                 )
                 if count:
+                    # white where the cell is dark on any page, else the ink that reads on both
+                    look: dict[str, Any] = {"color": INK}
+                    if count > total / 2:
+                        look = {"color": "white", "weight": "bold"}
                     axes.annotate(
-                        str(count), (x, y), ha="center", va="center", fontsize=9 if size < 12 else 6
+                        str(count), (x, y), ha="center", va="center", fontsize=9 if size < 12 else 6, **look
                     )
         axes.set_xticks(range(size), names, rotation=90 if size > 5 or longest > 9 else 0)
         axes.set_yticks(range(size), names)

@@ -1,4 +1,4 @@
-"""Is a classifier better than a bag of words where words alone do not tell, and do its probabilities mean what they say?
+"""Is a classifier better than a bag of words where words do not tell, and do its probabilities mean what they say?
 
     python scripts/prove/classify.py --out DIR [--data SHARED_DATA] [--texts 1600] [--epochs 6] [--seed 0]
 

@@ -241,20 +241,22 @@ def notes(data: LabelledData, tokenised: Tokenised, trainer: ClassifyTrainer) ->
     said = []
     if data.num_leaked:
         said.append(
-            f"{data.num_leaked} rows were left out of training (or validation) because the validation or test file "
-            "holds a near-duplicate of them."
+            "Rows left out of training (or validation) because the validation or test file holds a near-duplicate of "
+            f"them: {data.num_leaked}."
         )
     if data.contradictions:
-        said.append(f"{len(data.contradictions)} texts carry more than one label; they are listed below.")
+        said.append(
+            f"Texts that carry more than one label: {len(data.contradictions)}; they are listed below."
+        )
     if data.num_moved:
         said.append(
-            f"{data.num_moved} families of texts changed sides so that each split has texts and each label is trained."
+            f"Families of texts that changed sides, so that each split has texts and each label is trained: "
+            f"{data.num_moved}."
         )
     if tokenised.num_too_long:
         what = "left out" if trainer.config.on_too_long == "drop" else "cut off at that length"
         said.append(
-            f"{tokenised.num_too_long} texts are longer than {trainer.classifier.labelling.max_tokens} tokens and were "
-            f"{what}."
+            f"Texts longer than {trainer.classifier.labelling.max_tokens} tokens, {what}: {tokenised.num_too_long}."
         )
     tested = set(tokenised.tokens["test"].targets)
     missing = [label for k, label in enumerate(data.labels) if k not in tested]
