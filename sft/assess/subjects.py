@@ -161,7 +161,9 @@ def open_subject(
     backbone = Backbone.load(source, settings, name=model_name(source, launch))
     if adapter is None:
         return Subject(name, backbone, REFERENCE, tokens)
-    load_adapter(backbone, "policy", adapter, base_name=backbone.name, scalar_head=False)
+    role = load_adapter(backbone, "policy", adapter, base_name=backbone.name, scalar_head=False)
+    if role.prompted:  # its virtual tokens stand in the context too
+        backbone.codec.max_tokens -= role.model.active_peft_config.num_virtual_tokens
     return Subject(name, backbone, "policy", tokens)
 
 
