@@ -71,15 +71,16 @@ def _headline(result: Result) -> str:
     return html.cards(cards)
 
 
-def _rows(metrics: Mapping[str, Any], names: Sequence[str], scale: float = 1.0) -> list[plots.Row]:
+def _rows(metrics: Mapping[str, Any], names: Sequence[str]) -> list[plots.Row]:
     """One row per measure and system that was measured, the systems in colours of their own."""
     rows = []
     for name in names:
         for system, label in words.SYSTEMS.items():
             key = f"{name}_{system}" if system else name
             if metrics.get(key) is not None:
-                ends = (scale * metrics[key + end] for end in ("", "_low", "_high"))
-                rows.append(plots.Row(f"{words.LABELS.get(name, name)}, {label}", *ends, group=label))
+                ends = (metrics[key + end] for end in ("", "_low", "_high"))
+                shown = label if len(names) == 1 else f"{words.LABELS[name]}, {label}"
+                rows.append(plots.Row(shown, *ends, group=label))
     return rows
 
 
@@ -89,7 +90,7 @@ def _quality(result: Result) -> str:
     if words.few_shot_words(result):
         text += html.paragraph(words.few_shot_words(result))
     likelihood = plots.interval_plot(
-        _rows(metrics, ["nll"]), "Surprise of the held-out completions", "nats per token, less is better"
+        _rows(metrics, ["nll"]), "Surprise of held-out completions", "nats per token, less is better"
     )
     overlap = plots.interval_plot(
         _rows(metrics, SHARES), "Answers beside the references", "0 to 1, more is better"
@@ -226,7 +227,7 @@ def _bias(result: Result) -> str:
                 label_text = f"{row['kind']}, {row['source']}, {label}"
                 rows.append(plots.Row(label_text, *ends, group=label, faint=not row["counted"]))
     picture = plots.interval_plot(
-        rows, "How much likelier with the second term", "nats per shared token", reference=("no gap", 0.0)
+        rows, "Likelier with the second term", "nats per shared token", reference=("no gap", 0.0)
     )
     table = [
         {
