@@ -26,7 +26,7 @@ from feedback_app.tokens import create_token
 
 ORIGIN, PASSWORD = "http://localhost", "correct horse battery"
 PAIRS = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b", "annotator_id": "ann"} for i in range(7)]
-NUM_EXAMPLES = 3  # of each operation
+NUM_EXAMPLES = 2  # of each operation
 # The token goes with every request; and a value of the right form may still name nothing that is there.
 NOT_ASKED = [ignored_auth, positive_data_acceptance]
 FILE = "".join(json.dumps(row) + "\n" for row in PAIRS)

@@ -27,11 +27,11 @@ from killing.lines import layer_of  # noqa: E402
 
 
 @pytest.mark.slow
-def test_four_kills_lose_nothing() -> None:
-    command = [sys.executable, str(PROVE / "kills.py"), "--kills", "4", "--stops", "1", "--seed", "1"]
+def test_two_kills_and_a_stop_lose_nothing() -> None:
+    command = [sys.executable, str(PROVE / "kills.py"), "--kills", "2", "--stops", "1", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills at a random moment\n2 kills inside a save\n" in done.stdout
+    assert "1 kills at a random moment\n1 kills inside a save\n" in done.stdout
     assert ", 0 failures, " in done.stdout
 
 
