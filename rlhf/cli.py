@@ -216,12 +216,6 @@ COMMANDS: dict[str, Command] = {
         "win rate of a candidate over a baseline on held-out prompts",
         launch=("config", "out", "resume", "force"),
     ),
-    "ppo-people": Command(
-        "rlhf.loop.online.config:OnlineConfig",
-        "rlhf.loop.online.run:run",
-        "PPO with people in its loop: its answers are rated, the reward model follows",
-        launch=("config", "out", "resume", "force", "print_config", "dry_run"),
-    ),
     "retrain": Command(
         "rlhf.loop.retrain.config:RetrainConfig",
         "rlhf.loop.retrain.run:run",

@@ -1,1 +1,0 @@
-"""PPO with people in its loop: what the policy says now is rated, and the reward model follows."""
