@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,11 +12,11 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from killing.lines import Save, SaveTracer
 from sqlalchemy import text
 
-from feedback_app.store import audit
+from feedback_app.store import audit, snapshots
 from feedback_app.store.engine import Store
 from retraining import tiny
 from rlhf.core.errors import RlhfError
@@ -33,7 +34,15 @@ RANDOM, IN_TRANSACTION, RATER = (
 )
 FIRST_PAIRS, FURTHER_PAIRS = 140, 40
 MAX_STARTS = 200
-WATCHED = ("registry.py", "rounds.py", "leader.py", "engine.py", "audit.py", "machine.py")
+# In these every line may be the last, those of libraries too.
+TRANSACTIONS: tuple[Save, ...] = (
+    (Rounds, "begin"),
+    (Rounds, "attempt"),
+    (Rounds, "advance"),
+    (Registry, "_insert"),
+    (Registry, "promote"),
+    (snapshots, "_record"),
+)
 
 
 class Killed:
@@ -47,7 +56,8 @@ class Killed:
         self.places: Counter[str] = Counter()
         self.failures: list[str] = []
         self.round_seconds = 0.0
-        self.lines_per_round = 1
+        self.note = root / "note.txt"
+        self.rates: dict[str, float] = {}
         self.ended: Counter[str] = Counter()
         self.notes: list[str] = []
         self.acknowledged: set[str] = set()
@@ -93,28 +103,13 @@ class Killed:
     def _retrain(self, config: RetrainConfig | None = None) -> None:
         run_retrain(config or self.config, self.launch)
 
-    def _traced(self, rate: float, seed: int, note: Path) -> None:
-        """A retrainer that ends itself at a random line of what moves rounds and names."""
-        chance, counted = random.Random(seed), 0
-
-        def trace(frame: Any, event: str, argument: object) -> Any:
-            nonlocal counted
-            name = os.path.basename(frame.f_code.co_filename)
-            if name not in WATCHED:
-                return None
-            if event == "line":
-                counted += 1
-                if chance.random() < rate:
-                    note.write_text(f"{name}:{frame.f_lineno} {frame.f_code.co_name}", encoding="utf-8")
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        sys.settrace(trace)
-        try:
-            self._retrain()
-        finally:
-            sys.settrace(None)
-            note.write_text(str(counted), encoding="utf-8")
+    def _traced(self, rates: dict[str, float] | None, seed: int) -> None:
+        """A retrainer that ends itself at a random line of what it does inside the transactions of a round."""
+        tracer = SaveTracer(TRANSACTIONS, self.note, rates, seed)
+        tracer.install()
+        self._retrain()
+        if rates is None:
+            self.note.write_text(json.dumps(tracer.counts), encoding="utf-8")
 
     # ---- the proof ---------------------------------------------------------------------------------------
 
@@ -130,16 +125,18 @@ class Killed:
     def _measure(self) -> None:
         """A first round that is not killed: its seconds, and how many lines move rounds and names in it."""
         self._rate(killed=False, pairs=FIRST_PAIRS)
-        note, started = self.root / "note.txt", time.monotonic()
-        code = self._wait(self._fork(lambda: self._traced(0.0, 0, note)), None)
+        started = time.monotonic()
+        code = self._wait(self._fork(lambda: self._traced(None, 0)), None)
         self.round_seconds = time.monotonic() - started
         if code != 0:
             raise SystemExit(f"the round that was never killed ended with {code}:\n{self._tail()}")
-        self.lines_per_round = int(note.read_text(encoding="utf-8"))
+        counts = json.loads(self.note.read_text(encoding="utf-8"))
+        # Three kills are expected in the transactions of a whole round, one in each layer that has lines there.
+        self.rates = {layer: 1 / max(1, count) for layer, count in counts.items()}
         self._check()
         self._check_round()
         print(
-            f"a round takes {self.round_seconds:.1f} s, {self.lines_per_round} lines of it move rounds and names"
+            f"a round takes {self.round_seconds:.1f} s; lines inside its transactions: {counts}", flush=True
         )
 
     def _rate(self, *, killed: bool, pairs: int = FURTHER_PAIRS) -> None:
@@ -166,16 +163,14 @@ class Killed:
     def _one_round(self, kills: int) -> None:
         """Start retrainers until the round has an end, and kill them on the way."""
         before = self._num_ended()
-        note = self.root / "note.txt"
         for start in range(MAX_STARTS):
-            note.unlink(missing_ok=True)
+            self.note.unlink(missing_ok=True)
             kind = None
             if sum(self.kills.values()) < kills and start < 12:
                 kind = self.random.choice((RANDOM, IN_TRANSACTION))
             if kind == IN_TRANSACTION:
-                rate, seed = 3 / self.lines_per_round, self.random.randrange(2**32)
-                child = self._fork(lambda rate=rate, seed=seed: self._traced(rate, seed, note))  # type: ignore[misc]
-                code = self._wait(child, None)
+                seed = self.random.randrange(2**32)
+                code = self._wait(self._fork(lambda seed=seed: self._traced(self.rates, seed)), None)  # type: ignore[misc]
             else:
                 moment = self.random.uniform(0, self.round_seconds) if kind == RANDOM else None
                 code = self._wait(self._fork(self._retrain), moment)
@@ -183,7 +178,7 @@ class Killed:
             if code == -signal.SIGKILL and kind is not None:
                 self.kills[kind] += 1
                 if kind == IN_TRANSACTION:
-                    self.places[note.read_text(encoding="utf-8")] += 1
+                    self.places[self.note.read_text(encoding="utf-8")] += 1
                 continue
             if code != 0:
                 self.failures.append(f"a retrainer ended with {code}: {self._tail()}")
@@ -312,7 +307,7 @@ class Killed:
     def report(self) -> None:
         for kind in (RANDOM, IN_TRANSACTION, RATER):
             print(f"{self.kills[kind]} kills {kind}")
-        print(f"  on {len(self.places)} different lines of {', '.join(WATCHED)}")
+        print(f"  on {len(self.places)} different lines")
         print(f"rounds: {dict(self.ended)}; {len(self.acknowledged)} ratings, none lost")
         print("\n".join(self.notes))
         print(f"{len(self.failures)} failures")
