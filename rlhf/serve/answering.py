@@ -132,6 +132,9 @@ class Answering:
 
     def _queue(self, reply: Reply, loop: asyncio.AbstractEventLoop) -> None:
         body, codec = reply.body, reply.codec
+        number, most = len(reply.prompts) * (body.n or 1), self.engine.max_waiting
+        if number > most:
+            raise ApiError(400, f"{number} completions in one request; at most {most} can wait", param="n")
         seed = secrets.randbits(63) if body.seed is None else body.seed
         for prompt in reply.prompts:
             for sample in range(body.n or 1):

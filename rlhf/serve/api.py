@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from rlhf.serve.answering import Answering, Reply, answer, events, gather
@@ -159,6 +160,8 @@ async def _answered(
 async def _json(request: Request) -> Any:
     try:
         return json.loads(await request.body())
+    except ClientDisconnect as error:  # or the door has cut the body off, and says why itself
+        raise ApiError(408, "the caller has gone") from error
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "the body is not JSON") from error
 

@@ -75,16 +75,14 @@ class Batch:
         self.jobs += jobs
 
     @torch.no_grad()
-    def advance(self) -> list[Job]:
-        """One token for every row. Returns the jobs that ended or were cancelled."""
-        gone = [job for job in self.jobs if job is not None and job.cancelled]
-        self.jobs = [None if job in gone else job for job in self.jobs]
+    def advance(self) -> None:
+        """One token for every row; those that ended or were cancelled leave."""
+        self.jobs = [None if job is None or job.cancelled else job for job in self.jobs]
         if self.num_jobs:
-            gone += self._draw()
+            self._draw()
         self._leave(exactly=False)
         if self.jobs:
             self._forward([0 if job is None else job.tokens[-1] for job in self.jobs])
-        return gone
 
     def drop(self) -> list[Job]:
         """Give up all rows."""
@@ -114,15 +112,14 @@ class Batch:
         )
         return cache, output.last_hidden_state[:, -1]
 
-    def _draw(self) -> list[Job]:
-        """Choose a token for every row; returns the jobs that it ended."""
+    def _draw(self) -> None:
+        """Choose a token for every row."""
         assert self._hidden_BH is not None
         logits_BV = self.writer.head(self._hidden_BH).float()
         groups: dict[SamplingSettings, list[int]] = {}
         for row, job in enumerate(self.jobs):
             if job is not None:
                 groups.setdefault(job.distribution, []).append(row)
-        ended: list[Job] = []
         for settings, rows in groups.items():
             logits_NV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
             jobs = [job for row in rows if (job := self.jobs[row]) is not None]
@@ -133,9 +130,7 @@ class Batch:
             logprobs = _logprobs(logits_NV, tokens, jobs)
             for row, job, token, logprob in zip(rows, jobs, tokens, logprobs, strict=True):
                 if not job.take(token, logprob):
-                    ended.append(job)
                     self.jobs[row] = None
-        return ended
 
     def _forward(self, tokens: list[int]) -> None:
         """Hidden states after one more token a row."""
@@ -144,8 +139,9 @@ class Batch:
         cache.make_room()
         positions_B1 = torch.tensor([[cache.end - start] for start in cache.starts], device=self.device)
         mask_BS = cache.mask(self.device, cache.end + 1)
-        if self.writer.step is not None:
-            self._hidden_BH, _ = self.writer.step(tokens_B, positions_B1, mask_BS, cache.cache, None)
+        step = self.writer.step  # once: the writer may be closed while its last, cancelled rows are here
+        if step is not None:
+            self._hidden_BH, _ = step(tokens_B, positions_B1, mask_BS, cache.cache, None)
         else:
             output = self.writer.decoder(
                 input_ids=tokens_B[:, None],

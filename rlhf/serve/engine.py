@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.core.chat import first_line
@@ -36,21 +36,10 @@ class Load:
 
 
 class Engine:
-    """Decodes in a thread of its own from `start` to `stop`.
+    """Decodes in a thread of its own from `start` to `stop`."""
 
-    on_done: called in that thread with each job that ended, whatever the reason.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_rows: int,
-        max_tokens: int,
-        max_waiting: int,
-        on_done: Callable[[Job], None] = lambda job: None,
-    ) -> None:
+    def __init__(self, *, max_rows: int, max_tokens: int, max_waiting: int) -> None:
         self.max_rows, self.max_tokens, self.max_waiting = max_rows, max_tokens, max_waiting
-        self._on_done = on_done
         self._waiting: deque[Job] = deque()
         self._batches: dict[Writer, Batch] = {}
         self._changed = threading.Condition()
@@ -83,7 +72,7 @@ class Engine:
         with self._changed:
             for job in jobs:
                 job.cancelled = True
-            self._changed.notify()
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     @property
     def load(self) -> Load:
@@ -98,8 +87,7 @@ class Engine:
                     self._changed.wait()
                 if self._stopped:
                     break
-                gone, joining = self._admissible()
-            self._ended(gone)
+                joining = self._admissible()
             for writer, jobs in joining.items():
                 self._join(writer, jobs)
             for writer in list(self._batches):
@@ -110,17 +98,13 @@ class Engine:
         self._batches.clear()
         self._fail(left, "the server is stopping")
 
-    def _admissible(self) -> tuple[list[Job], dict[Writer, list[Job]]]:
-        """(jobs that were cancelled while they waited, those that join now), taken from the queue's front."""
-        gone: list[Job] = []
+    def _admissible(self) -> dict[Writer, list[Job]]:
+        """The jobs that join now, taken from the queue's front."""
         joining: dict[Writer, list[Job]] = {}
         num_rows = sum(batch.num_jobs for batch in self._batches.values())
         new_tokens = 0
         while self._waiting:
             job = self._waiting[0]
-            if job.cancelled:
-                gone.append(self._waiting.popleft())
-                continue
             beside = joining.get(job.model, [])
             batch = self._batches.get(job.model)
             rows = [*beside, job]
@@ -136,7 +120,7 @@ class Engine:
                 break
             joining.setdefault(job.model, []).append(self._waiting.popleft())
             num_rows += 1
-        return gone, joining
+        return joining
 
     def _join(self, writer: Writer, jobs: list[Job]) -> None:
         for job in jobs:
@@ -150,7 +134,7 @@ class Engine:
     def _advance(self, writer: Writer) -> None:
         batch = self._batches[writer]
         try:
-            self._ended(batch.advance())
+            batch.advance()
             self._steps += 1
         except Exception as error:
             self._give_up(writer, [], error)
@@ -165,14 +149,10 @@ class Engine:
         known = {id(job) for job in rows}
         self._fail([*rows, *(job for job in joining if id(job) not in known)], first_line(error))
 
-    def _fail(self, jobs: Sequence[Job], reason: str) -> None:
+    @staticmethod
+    def _fail(jobs: Sequence[Job], reason: str) -> None:
         for job in jobs:
             job.fail(reason)
-        self._ended(jobs)
-
-    def _ended(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self._on_done(job)
 
 
 def _tokens(jobs: Sequence[Job]) -> int:

@@ -245,6 +245,7 @@ def test_accounts_and_guests_come_in_and_nobody_else(store: Store, tmp_path: Pat
     overview = call(guests, "GET", "/api/v1/chat").json()
     assert (overview["guest"], overview["name"]) == (True, "chat-guest")
     assert call(guests, "GET", "/chat/").status_code == 200
+    assert call(guests, "GET", "/").headers["location"] == "/chat/"
     assert call(guests, "GET", "/lead/").status_code == 401
     assert call(guests, "POST", "/api/v1/chat/ask", json={"text": "x"}, headers=foreign).status_code == 403
 

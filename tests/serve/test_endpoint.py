@@ -266,6 +266,10 @@ def test_a_full_queue_is_429_and_a_caller_who_leaves_frees_the_row(
         until(lambda: load().waiting == 0 and bool(slow.service.engine._batches))
         replies += [callers.submit(slow.chat, "sun", temperature=0) for _ in range(2)]
         until(lambda: load().waiting == 2)
+        assert error_of(slow.chat("sun", n=3))[:2] == (
+            400,
+            "3 completions in one request; at most 2 can wait",
+        )
         full = slow.chat("sun", n=1)
         assert error_of(full)[0] == 429
         assert full.headers["retry-after"] == "1"

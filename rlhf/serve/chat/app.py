@@ -53,7 +53,8 @@ class GuestGate(Gate):
 
     async def _recognise(self, scope: Scope, headers: Headers) -> None:
         await super()._recognise(scope, headers)
-        if scope[PERSON] is None and scope["path"].startswith((CHAT, "/api/v1/chat", "/desk")):
+        path = scope["path"]
+        if scope[PERSON] is None and (path == "/" or path.startswith((CHAT, "/api/v1/chat", "/desk"))):
             scope[PERSON] = self.guest
 
 
