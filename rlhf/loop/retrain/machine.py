@@ -124,6 +124,7 @@ class Machine:
             except RlhfError as error:
                 current = self._failed(current, following, error)
             print(f"retrain: round {current.number}: {current.state}", flush=True)
+        self._make_stages(config, self.launch, self.store, current).tidy()
         self._on_round(current)
         said, alerts = f"round {current.number} ", tuple(current.details.get("alerts", ()))
         if current.state == steps.CHAMPION:

@@ -5,6 +5,7 @@ A step that was interrupted finds its run directory unfinished and goes on in it
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rlhf.core.adapters import read_adapter_config
 from rlhf.core.errors import CheckpointError
 from rlhf.core.files import clear_folders
 from rlhf.core.inputs import find_model, model_name
-from rlhf.core.run import MANIFEST, Launch, Workspace, is_finished
+from rlhf.core.run import CHECKPOINTS, MANIFEST, Launch, Workspace, is_finished
 from rlhf.loop.config import EvaluateConfig
 from rlhf.loop.evaluate import run as run_evaluate
 from rlhf.loop.people import PEOPLE
@@ -174,6 +175,12 @@ class Stages:
                 overlap=gates.people_overlap,
             )
         return out
+
+    def tidy(self) -> None:
+        """When a round has ended: training states of its finished runs are of no use, and would fill the disk."""
+        for name in ("reward", "judge", "ppo"):
+            if is_finished(self.path(name)):
+                shutil.rmtree(self.path(name) / CHECKPOINTS, ignore_errors=True)
 
     def _compare(
         self,
