@@ -118,7 +118,7 @@ class OfflineTrainer:
         set_dropout_on([self.role], False)
         figures = sums.means()
         norm = clip_gradients(self.parameters, self.config.optim.max_grad_norm)
-        figures |= {"grad_norm": norm, "lr": float(self.schedule.get_last_lr()[0])}
+        figures |= {"grad_norm": norm, "lr": float(self.optimizer.param_groups[0]["lr"])}
         require_finite(f"step {self.global_step + 1}", **figures)
         self.optimizer.step()
         self.spent.spend(TRAINED * sum(self._tokens(example) for example in batch))

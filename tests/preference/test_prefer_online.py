@@ -50,16 +50,14 @@ def test_every_online_method_leaves_an_adapter(
         assert rows[1]["used"] == pytest.approx(1 / 3)
     if method == "grpo":
         assert (out / "prefer.png").read_bytes().startswith(b"\x89PNG")
-        # The first step starts at ratio 1, where the loss is the mean of -A over completions, which is 0, + beta k3.
-        assert rows[1]["loss"] == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.mark.usefixtures("no_picture")
-@pytest.mark.parametrize("changes", [{}, {"budget_tokens": 2000}])
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    changes: dict[str, Any], prefer_config: Make, prefer_launch: Launch, monkeypatch: pytest.MonkeyPatch
+    prefer_config: Make, prefer_launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = prefer_config("rloo", **changes)
+    """It ends with the iteration that spends its budget, before and after the interruption."""
+    config = prefer_config("rloo", budget_tokens=2000)
     whole = replace(prefer_launch, out=prefer_launch.workspace / "runs" / "whole")
     run(config, whole)
     update = GroupTrainer.update
@@ -88,9 +86,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         if launch.out is not None
     ]
     assert rows[0] == rows[1]
-    if changes:
-        assert read_manifest(whole.out).metrics["tokens_spent"] >= 2000
-        assert rows[0][-1]["step"] < 3
+    assert read_manifest(whole.out).metrics["tokens_spent"] >= 2000
+    assert rows[0][-1]["step"] < 3
 
 
 def test_the_best_of_n_are_kept_as_demonstrations(prefer_launch: Launch) -> None:

@@ -152,7 +152,7 @@ def test_trl_sees_the_tokens_of_the_codec(
 def test_a_stopped_trl_run_goes_on_to_the_same_bits(
     prefer_config: Make, prefer_launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = prefer_config("kto", engine="trl", **AS_TRL)
+    config = prefer_config("kto", engine="trl", num_epochs=1, **AS_TRL)
     whole = replace(prefer_launch, out=prefer_launch.workspace / "runs" / "whole")
     run(config, whole)
     trainer_class = trl_engine.VerdictTrainer
