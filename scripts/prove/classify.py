@@ -1,12 +1,13 @@
-"""Is a classifier better than a bag of words where words do not tell, and do its probabilities mean what they say?
+"""Is a classifier better than a bag of words where a pretrained model knows more, and are its probabilities right?
 
-    python scripts/prove/classify.py --out DIR [--data SHARED_DATA] [--texts 1600] [--epochs 6] [--seed 0]
+    python scripts/prove/classify.py --out DIR [--data SHARED_DATA] [--texts 1400] [--epochs 4] [--seed 0]
 
-Beginnings of stories of the shared data, half of them with three pairs of neighbouring words swapped: the words are the
-same, their order tells. The story model is made a classifier with LoRA and with all weights (`rlhf classify`). A tenth
-of the texts are planted near-copies of others. Ends with 1 unless LoRA leads the bag of words in macro F1 with an
-interval above 0, its calibration error on test is at most 0.08, every near-copy is in the split of its original, and
-plain transformers with peft gives the same probabilities. Each part is kept in --out: a second call goes on.
+Beginnings of stories of the shared data up to the first "he" or "she", which is the label: names and kinds of animals
+tell it, and the story model has read more of them than the training texts hold. It is made a classifier with LoRA and
+with all weights (`rlhf classify`). A tenth of the texts have a planted near-copy. Ends with 1 unless LoRA leads the
+bag of words in macro F1 with an interval above 0, its calibration error on test is at most 0.08, every near-copy is in
+the split of its original, and plain transformers with peft gives the same probabilities. Each part is kept in --out:
+a second call goes on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -32,8 +34,9 @@ from sft.classify.config import ClassifyConfig
 from sft.classify.data import SPLITS, load_labelled
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_SWAPS = 3
-NUM_WORDS = 30
+PRONOUN = re.compile(r"\b(he|she)\b", re.IGNORECASE)
+GIVEN_AWAY = re.compile(r"\b(his|her|him|hers|himself|herself)\b", re.IGNORECASE)
+MIN_WORDS, MAX_CHARS = 6, 400
 MAX_ECE = 0.08
 RATES = {"lora": "3e-3", "full": "5e-4"}
 
@@ -44,8 +47,8 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data")
-    parser.add_argument("--texts", type=int, default=1600)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--texts", type=int, default=1400)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,28 +87,25 @@ def span(figures: dict[str, float], name: str) -> str:
 
 
 def write_rows(path: Path, options: argparse.Namespace) -> None:
-    """Every text once, as it is or with words swapped, and near-copies of a tenth of them."""
+    """Every beginning once, and a near-copy of a tenth of them: the same text with a word more in front."""
     rng = random.Random(f"classify {options.seed}")
     text = (options.data / "tinystories" / "train_first2MiB.txt").read_text(encoding="utf-8")
-    stories = [story.split() for story in text.split("<|endoftext|>")]
-    stories = [words[:NUM_WORDS] for words in stories if len(words) > NUM_WORDS]
-    rng.shuffle(stories)
+    found = []
+    for story in text.split("<|endoftext|>"):
+        story = " ".join(story.split())
+        pronoun = PRONOUN.search(story)
+        if pronoun is None:
+            continue
+        before = story[: pronoun.start()].strip()
+        if len(before.split()) >= MIN_WORDS and len(before) <= MAX_CHARS and not GIVEN_AWAY.search(before):
+            found.append((before, pronoun[1].lower()))
+    rng.shuffle(found)
     rows = []
-    for number, words in enumerate(stories[: options.texts]):
-        label = "swapped" if number % 2 else "as written"
-        words = swapped(words, rng) if number % 2 else words
-        rows.append({"text": " ".join(words), "label": label, "family": number})
+    for number, (before, label) in enumerate(found[: options.texts]):
+        rows.append({"text": before, "label": label, "family": number})
         if number % 10 == 0:
-            rows.append({"text": " ".join([*words, "so"]), "label": label, "family": number})
+            rows.append({"text": f"So {before}", "label": label, "family": number})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def swapped(words: list[str], rng: random.Random) -> list[str]:
-    """The same words with NUM_SWAPS pairs of neighbours exchanged, no word twice."""
-    words = list(words)
-    for place in rng.sample(range(0, len(words) - 1, 2), NUM_SWAPS):
-        words[place], words[place + 1] = words[place + 1], words[place]
-    return words
 
 
 def copies_stay(path: Path, seed: int) -> bool:
