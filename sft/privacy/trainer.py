@@ -74,8 +74,8 @@ class PrivateTrainer:
         self.collector, self.patience, self.budget = collector, patience, budget
         self._validate = validate
         self.max_grad_norm, self.noise_multiplier = max_grad_norm, noise_multiplier
-        self.batch_size = batch_size
         self.sample_rate = min(1.0, batch_size / len(train))
+        self.expected_batch = self.sample_rate * len(train)
         self.num_steps, self.eval_steps = planned_steps(len(train), batch_size, num_epochs, eval_steps)
         self.parameters = role.parameters()
         self.optimizer = make_optimizer(self.parameters, [], optim, None)
@@ -109,7 +109,7 @@ class PrivateTrainer:
         batch = [self.train[i] for i in places]
         lengths = [len(example.input_ids) for example in batch]
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
-        figures = {"loss": 0.0, "grad_norm": 0.0, "clipped": 0.0}
+        figures: dict[str, float] = {}  # of an empty batch nothing is known
         if batch:
             sums, figures = self.budget.fit(lambda tokens: self._gradients(batch, tokens, check), lengths)
         noise = self._generator("noise")
@@ -118,7 +118,7 @@ class PrivateTrainer:
             # drawn on the CPU: the same numbers on every device
             drawn = torch.randn(total.shape, generator=noise) * deviation
             # by the expected size of the batch: its true size is a secret too
-            parameter.grad = ((total + drawn.to(total.device)) / self.batch_size).to(parameter.dtype)
+            parameter.grad = ((total + drawn.to(total.device)) / self.expected_batch).to(parameter.dtype)
         require_finite(f"step {self.step + 1}", **figures)
         self.optimizer.step()
         self.schedule.step()

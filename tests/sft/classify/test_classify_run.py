@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,19 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import rlhf.cli as cli
 from rlhf.core.errors import ConfigError, DataError, GuardStop, ModelError, Stopped
 from rlhf.core.metrics import MetricsLog, read_metrics
 from rlhf.core.run import Launch, directory_sha256, is_finished, read_manifest
+from sft.classify import model as model_module
 from sft.classify import trainer as trainer_module
 from sft.classify.config import ClassifyConfig, ClassifyLora
 from sft.classify.data import load_labelled
@@ -343,6 +352,23 @@ def made_trainer(config: ClassifyConfig, path: Path) -> Any:
     classifier, tokenised = prepared(str(config.base), data, config, Launch(workspace=path.parent, db=""))
     tokens = tokenised.tokens
     return trainer_module.ClassifyTrainer(classifier, tokens["train"], tokens["validation"], config)
+
+
+def test_a_base_in_bfloat16_is_trained_in_full_precision(classify_options: Options, labelled: Path) -> None:
+    options = classify_options(model={"device": "cpu", "dtype": "bfloat16"})
+    trainer = made_trainer(ClassifyConfig(**options), labelled)
+    assert trainer.train_step(lambda: None) == pytest.approx(math.log(3), abs=0.3)
+    assert {p.dtype for p in trainer.parameters.values()} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in trainer.classifier.model.parameters()}
+
+
+def test_the_context_of_roberta_begins_behind_its_pad_token() -> None:
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    model = RobertaForSequenceClassification(config)  # 512 positions, those of the pads 0 and 1 aside
+    tokenizer = types.SimpleNamespace(model_max_length=10**30)
+    assert model_module._context(model, tokenizer) == 512 - 2
 
 
 def test_saved_weights_of_another_base_are_refused(finished: Path, tiny_model: Callable[..., Path]) -> None:
