@@ -19,6 +19,7 @@ PURPOSE = {
     "qlora": "a base in 4 bits (--model.quantization nf4)",
     "tune": "searched settings (--tune N)",
     "presidio": "names and places in `rlhf prepare`",
+    "privacy": "private training (--privacy.epsilon)",
     "trackers": "TensorBoard and Weights & Biases",
     "postgres": "a feedback store in PostgreSQL",
     "dev": "the tests",
