@@ -29,23 +29,18 @@ def machine_checks(config: DoctorConfig, workspace: Path) -> list[Check]:
 
 def _processor() -> Check:
     usable, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    allowed = _cgroup_cpus()
-    threads = os.environ.get("OMP_NUM_THREADS")
-    found = (
-        f"{platform.machine()}, {usable} of {present} cores"
-        if usable < present
-        else (f"{platform.machine()}, {present} cores")
-    )
+    cores = f"{usable} of {present} cores" if usable < present else f"{present} cores"
+    found = f"{platform.machine()}, {cores}"
+    threads = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     found += f", OMP_NUM_THREADS={threads}" if threads else ""
-    if allowed is not None and allowed < usable:
-        advice = (
-            f"torch would start {usable} threads and be slowed down: OMP_NUM_THREADS={max(1, int(allowed))}"
-        )
-        state = "ok" if threads and int(threads) <= max(1, allowed) else "note"
-        return Check(
-            GROUP, "processor", state, f"{found}, limited to {allowed:g}", "" if state == "ok" else advice
-        )
-    return Check(GROUP, "processor", "ok", found)
+    allowed = _cgroup_cpus()
+    if allowed is None or allowed >= usable:
+        return Check(GROUP, "processor", "ok", found)
+    found += f", limited to the time of {allowed:g}"
+    if threads.isdigit() and int(threads) <= max(1, allowed):
+        return Check(GROUP, "processor", "ok", found)
+    advice = f"torch would start {usable} threads and be slowed down: OMP_NUM_THREADS={max(1, int(allowed))}"
+    return Check(GROUP, "processor", "note", found, advice)
 
 
 def _cgroup_cpus(root: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -37,7 +37,8 @@ class PlanConfig(Settings):
         None, gt=0, description="memory that there is, in 10^9 bytes; default what is free on this machine"
     )
     lora: LoraSettings = Field(
-        default_factory=lambda: LoraSettings(adapter_layers=1.0), description="the adapters"
+        default_factory=lambda: LoraSettings(adapter_layers=1.0),
+        description="the adapters; adapter_layers is 1.0 here, as in sft (ppo and reward take 0.5 by default)",
     )
     model: ModelSettings = Field(default_factory=ModelSettings, description="precision and device")
 

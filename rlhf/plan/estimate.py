@@ -28,7 +28,7 @@ from rlhf.plan.sketch import (
 
 # Measured on a CPU with models of 2 to 30 million parameters (`docs/operations.md`).
 FIXED_BYTES = {"sft": 75e6, "reward": 45e6, "ppo": 45e6}
-IDLE_SHARE = 0.35
+IDLE_SHARE = {"sft": 0.35, "reward": 0.35, "ppo": 0.35}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ def _with_process(phase: Phase, plan: PlanConfig) -> Phase:
     if not on_cpu(plan):
         return phase
     passing = sum(size for name, size in phase.parts.items() if name in PASSING)
-    extra = {"idle blocks": round(IDLE_SHARE * passing), "process": round(FIXED_BYTES[plan.stage])}
+    extra = {
+        "idle blocks": round(IDLE_SHARE[plan.stage] * passing),
+        "process": round(FIXED_BYTES[plan.stage]),
+    }
     return Phase(phase.name, {name: size for name, size in (phase.parts | extra).items() if size})
 
 

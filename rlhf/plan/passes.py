@@ -19,6 +19,8 @@ from rlhf.plan.sketch import POLICY, REWARD, VALUE, Sketch, unique
 from rlhf.plan.tracer import FlashAttention, LiveBytes
 
 META = torch.device("meta")
+# Below `torch.autograd.backward` and not `Tensor.backward`: inside a method that a function mode has been asked about
+# the mode is off, and layers that are computed again would attend in another way.
 # trl's loss on a CPU (trl 1.16, trl/kernels/chunked_logprob.py): tokens and vocabulary of a tile of logits, and how
 # many fp32 tensors of a tile's size are alive at once.
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
@@ -84,7 +86,8 @@ def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
         output = base.get_decoder()(input_ids=tokens_BS, attention_mask=mask_B1SS, use_cache=False)
         hidden_NH = output.last_hidden_state[:, :-1].flatten(0, 1)
         compiled = plan.model.device.startswith("cuda")
-        _TiledLoss.apply(hidden_NH, base.get_output_embeddings().weight, compiled).sum().backward()
+        loss_N = _TiledLoss.apply(hidden_NH, base.get_output_embeddings().weight, compiled)
+        torch.autograd.backward(loss_N.sum())
 
     peak = peak_of(sketch, work)
     role.eval()
@@ -114,7 +117,7 @@ def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
             reader, read_NH = VALUE, sketch.hidden_at(VALUE, tokens_BS, rows_N, rows_N, trunk_BSH)
         head = sketch.roles[reader].head
         assert head is not None
-        (logprobs_N.sum() + head(read_NH.float()).sum()).backward()
+        torch.autograd.backward(logprobs_N.sum() + head(read_NH.float()).sum())
 
     return peak_of(sketch, work)
 
@@ -129,7 +132,7 @@ def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
         role = sketch.roles[REWARD]
         hidden_BH = sketch.hidden_at(REWARD, tokens_BS, rows_B, rows_B, trunk_BSH)
         assert role.head is not None
-        role.head(hidden_BH.float()).sum().backward()
+        torch.autograd.backward(role.head(hidden_BH.float()).sum())
 
     role: Any = sketch.roles[REWARD]
     role.model.train(bool(plan.lora.dropout) and not plan.gradient_checkpointing)

@@ -188,6 +188,30 @@ def planned(run: Run) -> dict[str, Any]:
     }
 
 
+def fitted(rows: list[dict[str, Any]]) -> str:
+    """The fixed cost and the share of idle blocks that fit these cases best, in relative terms: measured = what stays
+    + fixed + (1 + share) x what passes, all of the planned peak's phase."""
+    import numpy as np
+
+    from rlhf.plan.estimate import PASSING
+
+    left, right = [], []
+    for row in rows:
+        parts = next(phase["parts"] for phase in row["phases"] if phase["name"] == row["phase"])
+        passing = sum(size for name, size in parts.items() if name in PASSING) / 1e6
+        stays = (
+            sum(size for name, size in parts.items() if name not in {*PASSING, "idle blocks", "process"})
+            / 1e6
+        )
+        left.append([1 / row["measured_mb"], passing / row["measured_mb"]])
+        right.append((row["measured_mb"] - stays) / row["measured_mb"])
+    (fixed, factor), *_ = np.linalg.lstsq(np.array(left), np.array(right), rcond=None)
+    errors = np.array(left) @ np.array([fixed, factor]) - np.array(right)
+    return (
+        f"fixed {fixed:.1f} MB, idle share {factor - 1:.3f}; off by {', '.join(f'{e:+.1%}' for e in errors)}"
+    )
+
+
 def child(step: str, run: Run, work: Path) -> None:
     """One step of a case in a process of its own. Raises RuntimeError with the end of what it said."""
     command = [sys.executable, __file__, "--work", str(work), "--step", step, "--only", run.name]
@@ -232,6 +256,11 @@ def main() -> int:
             flush=True,
         )
         table.append({"case": run.name, "measured_mb": measured, "off": off} | plan)
+    if arguments.calibration:
+        for stage in dict.fromkeys(run.stage for run in cases):
+            print(
+                f"{stage}: {fitted([row for row, run in zip(table, cases, strict=True) if run.stage == stage])}"
+            )
     if arguments.out:
         arguments.out.write_text(json.dumps(table, indent=1) + "\n")
     print(f"{len(table) - missed} of {len(table)} within {TOLERANCE:.0%}")
