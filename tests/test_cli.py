@@ -225,7 +225,7 @@ def test_configs_ship_for_every_training_command() -> None:
     assert shipped >= {name for name, command in cli.COMMANDS.items() if command.training}
 
 
-@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo", "prefer"])
 def test_scripts_are_the_command(name: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(

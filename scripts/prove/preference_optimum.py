@@ -7,6 +7,7 @@ E[r] - beta KL(policy || reference) of the trained policy, of the reference and 
 at the reference and 1 at the optimum. The online methods see the same number of completions. DPO learns from
 comparisons of completions of the reference whose outcomes follow Bradley-Terry with the known reward: its optimum is
 the same policy (Rafailov et al., arXiv:2305.18290, section 4), so with ever more comparisons it must come ever closer.
+`exact odds` has infinitely many raters for each of the most pairs: its shares of wins are the probabilities themselves.
 
 Prints a table and ends with 1 when PPO, RLOO or DPO on the most comparisons falls below its median target, or when more
 comparisons do not help DPO. What the division by the group's deviation and the mean over a completion's tokens do to
@@ -41,7 +42,8 @@ from rlhf.preference.trainer import OfflineTrainer
 PROMPT = [3, 1]
 NUM_COMPLETIONS, GROUP = 256, 8
 COMPARISONS = (300, 3_000, 30_000)
-TARGETS = {"ppo": 0.95, "rloo": 0.95, f"dpo, {COMPARISONS[-1]}": 0.90}
+EXACT = "dpo, exact odds"
+TARGETS = {"ppo": 0.95, "rloo": 0.95, EXACT: 0.90}
 SAMPLING = SamplingSettings(max_completion_tokens=4)
 LORA = LoraSettings(adapter_layers=1.0)
 
@@ -113,13 +115,13 @@ def online(method: str, name: str, beta: float, seed: int, iterations: int) -> f
     return problem.progress("policy")
 
 
-def dpo(num_comparisons: int, name: str, beta: float, seed: int, steps: int) -> float:
-    """Progress of DPO on so many comparisons of the reference's completions."""
+def dpo(num_comparisons: int, name: str, beta: float, seed: int, steps: int, *, exact: bool = False) -> float:
+    """Progress of DPO on so many comparisons of the reference's completions. exact: their odds are known."""
     backbone = toy_backbone(seed, pad_is_end=seed % 2 == 0)
     as_ppo = PPOConfig(kl_coef=beta, sampling=SAMPLING)
     problem = ExactProblem.enumerate(backbone, PROMPT, REWARDS[name], as_ppo)
     rows = [list(row) for row in problem.completions.sequences.rows]
-    examples = comparisons(problem, num_comparisons, seed)
+    examples = comparisons(problem, num_comparisons, seed, exact=exact)
     config = PreferConfig(
         method="dpo",
         beta=beta,
@@ -141,19 +143,22 @@ def dpo(num_comparisons: int, name: str, beta: float, seed: int, steps: int) -> 
     return problem.progress("policy")
 
 
-def comparisons(problem: ExactProblem, number: int, seed: int) -> list[Comparison]:
-    """Pairs of different completions of the reference, each judged once with the odds that their rewards give; equal
-    pairs together, as raters' answers are."""
+def comparisons(problem: ExactProblem, number: int, seed: int, *, exact: bool) -> list[Comparison]:
+    """Pairs of different completions of the reference, each judged once with the odds that their rewards give (or by
+    as many raters as it takes to know these odds); equal pairs together, as raters' answers are."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(problem.ref_logprobs_N.exp(), 2 * number, replacement=True, generator=generator)
     pairs = drawn.reshape(-1, 2).sort(1).values
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     difference = problem.rewards_N[pairs[:, 0]] - problem.rewards_N[pairs[:, 1]]
-    won = torch.rand(len(pairs), generator=generator, dtype=torch.float64) < torch.sigmoid(difference)
-    sums: dict[tuple[int, int], list[int]] = {}
-    for (first, second), is_first in zip(pairs.tolist(), won.tolist(), strict=True):
-        counts = sums.setdefault((first, second), [0, 0])
-        counts[0 if is_first else 1] += 1
+    odds = torch.sigmoid(difference)
+    won = torch.rand(len(pairs), generator=generator, dtype=torch.float64) < odds
+    shares = odds if exact else won.double()
+    sums: dict[tuple[int, int], list[float]] = {}
+    for (first, second), share in zip(pairs.tolist(), shares.tolist(), strict=True):
+        counts = sums.setdefault((first, second), [0.0, 0.0])
+        counts[0] += share
+        counts[1] += 1 - share
     return [
         Comparison(
             pair, float(sum(counts)), "toy", (counts[0] / sum(counts), 0.0, counts[1] / sum(counts)), 0.0
@@ -183,6 +188,9 @@ def main(argv: list[str]) -> int:
                 runs[f"dpo, {number}"] = lambda name, seed, number=number: dpo(
                     number, name, options.beta, seed, options.steps
                 )
+            runs[EXACT] = lambda name, seed: dpo(
+                COMPARISONS[-1], name, options.beta, seed, options.steps, exact=True
+            )
         else:
             runs[method] = lambda name, seed, method=method: online(
                 method, name, options.beta, seed, options.iterations
@@ -209,7 +217,8 @@ def holds(reached: dict[str, list[float]]) -> bool:
     short = [m for m, target in TARGETS.items() if m in reached and statistics.median(reached[m]) < target]
     for method in short:
         print(f"{method}: median below {TARGETS[method]}", file=sys.stderr)
-    medians = [statistics.median(reached[f"dpo, {n}"]) for n in COMPARISONS if f"dpo, {n}" in reached]
+    kinds = [*(f"dpo, {n}" for n in COMPARISONS), EXACT]
+    medians = [statistics.median(reached[kind]) for kind in kinds if kind in reached]
     if medians != sorted(medians):
         print(f"dpo did not gain from more comparisons: {medians}", file=sys.stderr)
     return not short and medians == sorted(medians)

@@ -13,6 +13,8 @@ from feedback_app.store.engine import Store
 from rlhf.core.config import load_settings
 from rlhf.core.errors import ConfigError
 from rlhf.core.run import Launch, Workspace, is_finished
+from rlhf.demo.compare import in_the_world
+from rlhf.demo.config import DemoConfig
 from rlhf.loop import compare
 from rlhf.loop.compare_config import CompareConfig
 from rlhf.loop.compare_method import BudgetedPPOConfig, Place, settings_of
@@ -156,3 +158,22 @@ def test_budgets_and_overrides() -> None:
 def test_what_cannot_be_compared_is_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_settings(CompareConfig, None, arguments, "rlhf compare")
+
+
+def test_without_a_backbone_it_is_the_embedded_world(tmp_path: Path) -> None:
+    """A demo that was run in the workspace is used; what is given on the command line wins."""
+    demo = DemoConfig()
+    stages = ("world", "base", "sft", "sample", "ratings", "export", "reward")
+    state = {"settings": demo.model_dump(mode="json"), "seconds": dict.fromkeys(stages, 1.0)}
+    (tmp_path / "demo.json").write_text(json.dumps(state))
+    launch = Launch(workspace=tmp_path, db=f"sqlite:///{tmp_path}/feedback.db")
+    asked = CompareConfig(methods="dpo,ppo", overrides=("dpo.beta=0.2", "ppo.optim.lr=5e-4"))
+    config = in_the_world(asked, launch)
+    assert config.sampling.temperature == demo.temperature
+    assert str(config.judge).endswith("rubric.py:gold")
+    dpo, ppo = settings_of(config, "dpo", 0), settings_of(config, "ppo", 0)
+    assert isinstance(dpo, PreferConfig)
+    assert isinstance(ppo, BudgetedPPOConfig)
+    assert (dpo.beta, dpo.optim.lr) == (0.2, 1e-3)
+    assert (ppo.optim.lr, ppo.num_prompts) == (5e-4, 64)
+    assert ppo.reward == str(tmp_path / "runs" / "reward")
