@@ -181,7 +181,7 @@ def train(
     boundary = trainer.state_dict()
     with (
         SignalGuard(echo_s=LAUNCHER_ECHO_S if processes.size > 1 else 0.0) as guard,
-        progress("iterations", config.num_iterations, stage=stage, silent=not processes.is_main) as tracker,
+        progress("iterations", trainer.expected_iterations, stage=stage, silent=not processes.is_main) as tracker,
     ):
         tracker.advance(trainer.iteration)
         try:
@@ -329,6 +329,11 @@ class PPOTrainer:
                 raise CheckpointError(f"{head}: does not fit ({first_line(error)})") from error
 
     # ---- the steps of an iteration -----------------------------------------------------------------------
+
+    @property
+    def expected_iterations(self) -> int | None:
+        """How many there will be at most, as far as that is known."""
+        return self.config.num_iterations
 
     @property
     def cursor(self) -> int:

@@ -82,6 +82,10 @@ class BudgetedTrainer(PPOTrainer):
         self.schedule = self.spent.schedule(self.optimizer, config.optim, num_steps)
         self._tokens = 0
 
+    @property
+    def expected_iterations(self) -> int | None:
+        return None if self.spent.is_bounded else super().expected_iterations
+
     def collect(self, stream: PromptStream, check: Callable[[], None] = lambda: None) -> RolloutBatch:
         self.spent.start()
         batch = super().collect(stream, check)
