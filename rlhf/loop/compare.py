@@ -190,9 +190,11 @@ def _row(config: CompareConfig, out: Path, method: str, names: list[str]) -> dic
         "single_win_rates": [result["win_rate"] for result in results],
         "kl_is_bound": any(result.get("kl_is_bound") for result in results),
     }
-    means = ("kl", "length_before", "length_after", "distinct_2_before", "distinct_2_after", "finished_after")
-    means += ("score_before", "score_after", "seconds_training", "tokens_spent", "peak_memory_mib")
-    means += ("answers_drawn", "tokens_per_answer")
+    means = (
+        *("kl", "length_before", "length_after", "distinct_2_before", "distinct_2_after", "finished_after"),
+        *("score_before", "score_after", "seconds_training", "tokens_spent", "peak_memory_mib"),
+        *("answers_drawn", "tokens_per_answer"),
+    )
     for key in means:
         values = [result[key] for result in results if result.get(key) is not None]
         row[key] = sum(values) / len(values) if values else None

@@ -121,8 +121,10 @@ def run_method(config: CompareConfig, launch: Launch, out: Path, method: str, se
         settings = settings_of(config, method, seed)
         there = _into(launch, place.run)
         if isinstance(settings, BudgetedPPOConfig):
-            budget = {"budget_seconds": settings.budget_seconds, "budget_tokens": settings.budget_tokens}
-            run_with(partial(BudgetedTrainer, **budget), settings, settings, there)
+            trainer = partial(
+                BudgetedTrainer, budget_seconds=settings.budget_seconds, budget_tokens=settings.budget_tokens
+            )
+            run_with(trainer, settings, settings, there)
         else:
             prefer(settings, there)
         figures |= {"peak_memory_mib": peak_memory_mib(), "answers_drawn": 1}

@@ -196,15 +196,19 @@ class PreferConfig(Settings):
 
     def as_ppo(self) -> PPOConfig:
         """The same rollouts in the settings of `rlhf ppo`, whose engine the online methods run on."""
-        shared = ("backbone", "reward", "rewards", "prompts", "eval_prompts", "eval_reward", "sampling")
-        shared += (
-            "lora",
-            "optim",
-            "model",
-            "micro_batch_tokens",
-            "trunk_cache",
-            "gradient_checkpointing",
-            "seed",
+        shared = (
+            *(
+                "backbone",
+                "reward",
+                "rewards",
+                "prompts",
+                "eval_prompts",
+                "eval_reward",
+                "sampling",
+                "lora",
+                "optim",
+            ),
+            *("model", "micro_batch_tokens", "trunk_cache", "gradient_checkpointing", "seed"),
         )
         values = {name: getattr(self, name) for name in shared}
         ours = {name: getattr(self.online, name) for name in OnlineSettings.model_fields}
