@@ -40,7 +40,17 @@ from rlhf.core.validation import nearest
 CHAMPION, CANDIDATE, PREVIOUS = "champion", "candidate", "previous"
 # What no name may point at: it writes no completions.
 NOT_POLICIES = frozenset(
-    {"reward", "evaluate", "reward-eval", "reward-history", "adjudicate", "prepare", "compare", "sft-eval"}
+    {
+        "reward",
+        "evaluate",
+        "reward-eval",
+        "reward-history",
+        "adjudicate",
+        "prepare",
+        "compare",
+        "sft-eval",
+        "best-of-n",
+    }
 )
 MAX_VERIFIED_BYTES = 256 << 20
 HASH_DIGITS = 12
