@@ -16,6 +16,7 @@ from rlhf.demo.config import DemoConfig
 from rlhf.demo.run import PROJECT, Demo
 from rlhf.loop.compare import run as compare
 from rlhf.loop.compare_config import CompareConfig
+from rlhf.preference.config import OFFLINE
 
 # The stages of the demo that a comparison stands on.
 LAST_STAGE = "reward"
@@ -24,7 +25,9 @@ SETTINGS = (
     "all.optim.lr=1e-3",
     "all.optim.schedule=linear",
     "all.optim.warmup_steps=8",
-    "all.batch_size=64",
+    # Offline steps are small and many here: with 64 examples and 1e-3 dpo had hardly moved when its budget was spent.
+    "all.batch_size=16",
+    *(f"{method}.optim.lr=3e-3" for method in OFFLINE),
     "ppo.num_prompts=64",
     "ppo.kl_coef=0.05",
     "ppo.num_epochs=2",
