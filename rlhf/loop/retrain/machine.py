@@ -88,8 +88,7 @@ class Machine:
         self._settle()
         current = self.rounds.unfinished(self.config.project)
         if current is None:
-            last = self.rounds.last_ended(self.config.project)
-            due = look(self.store, self.config, last)
+            due = look(self.store, self.config, self.rounds)
             if not due.is_due:
                 return Outcome("nothing", due.reason, alerts=due.alerts)
             champion = self._first_champion()

@@ -152,7 +152,7 @@ def _gates(verdicts: Sequence[Mapping[str, Any]]) -> str:
     pictures = [_gate_picture(one) for one in verdicts if one["low"] is not None]
     for one in verdicts:
         rows_of = one["details"].get("slices") or one["details"].get("raters")
-        if rows_of:
+        if rows_of and len(rows_of) > 1:
             pictures.append(_many(one, rows_of))
     return table + html.figures(pictures)
 
@@ -192,7 +192,7 @@ def _many(one: Mapping[str, Any], rows_of: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows_of
     ]
-    what = "win rate over the champion by group" if is_slice else "agreement with the other raters"
+    what = "win rate by group" if is_slice else "agreement by rater"
     picture = plots.interval_plot(rows, what, "", reference=("threshold", one["threshold"]))
     return html.figure(
         picture, f"Every {'group of prompts' if is_slice else 'rater'}, with the number asked about."

@@ -102,6 +102,11 @@ class Rounds:
         ended = [found for found in self.all(project) if not found.is_open]
         return ended[-1] if ended else None
 
+    def last_snapshot(self, project: str) -> str | None:
+        """The newest snapshot that an ended round has looked at: what it does not hold is new."""
+        known = [found.snapshot_id for found in self.all(project) if not found.is_open and found.snapshot_id]
+        return known[-1] if known else None
+
     def steps(self, round_id: str) -> dict[str, float]:
         """step -> when it was done, in the order in which they were."""
         query = select(round_steps).where(round_steps.c.round_id == round_id).order_by(round_steps.c.done_at)

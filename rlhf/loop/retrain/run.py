@@ -29,8 +29,7 @@ def run(config: RetrainConfig, launch: Launch) -> None:
         with store.read() as connection:
             project_settings(connection, config.project)
         if launch.dry_run:
-            last = Rounds(store).last_ended(config.project)
-            due = look(store, config, last)
+            due = look(store, config, Rounds(store))
             print(f"retrain: would {'begin a round' if due.is_due else 'do nothing'}: {due.reason}")
             return
         with Leader(store) as leader, SignalGuard() as guard:

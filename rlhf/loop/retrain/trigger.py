@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from feedback_app.store.engine import Store
 from rlhf.loop.retrain.config import RetrainConfig
 from rlhf.loop.retrain.news import News, any_new, drift_alerts, news
-from rlhf.loop.retrain.rounds import Round
+from rlhf.loop.retrain.rounds import Rounds
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Due:
     alerts: tuple[str, ...]
 
 
-def look(store: Store, config: RetrainConfig, last: Round | None, *, now: float | None = None) -> Due:
-    """Ask the triggers. last: the round of the project that ended last, None before the first."""
+def look(store: Store, config: RetrainConfig, rounds: Rounds, *, now: float | None = None) -> Due:
+    """Ask the triggers, with what the project's ended rounds have seen."""
     settings = config.trigger
-    snapshot_id = last.snapshot_id if last else None
+    last, snapshot_id = rounds.last_ended(config.project), rounds.last_snapshot(config.project)
     if not config.now and not any_new(store, config.project, snapshot_id):
         return Due(False, f"nothing new {f'since round {last.number}' if last else 'yet'}", News((), {}), ())
     found = news(store, config.project, snapshot_id)
@@ -33,6 +33,11 @@ def look(store: Store, config: RetrainConfig, last: Round | None, *, now: float 
     since = f"since round {last.number}" if last else "yet"
     if config.now:
         return Due(True, f"asked for by --now ({found.num_new} new comparisons)", found, alerts)
+    if last and last.snapshot_id is None and found.num_new == last.details.get("num_new"):
+        # It failed before it had a snapshot: without anything new it would again, and again.
+        return Due(
+            False, f"the same ratings as round {last.number}, which failed: {last.error}", found, alerts
+        )
     if waited < settings.cooldown_s:
         left = settings.cooldown_s - waited
         return Due(False, f"cooling down for {left:.0f} s more (trigger.cooldown_s)", found, alerts)

@@ -10,7 +10,7 @@ import pytest
 from retrain_world import World, ask_people, fake_stages, people_prefer, tiny
 
 import rlhf.loop.retrain.run as retrain_run
-from rlhf.core.errors import BusyError, GuardStop, Stopped
+from rlhf.core.errors import BusyError, DataError, GuardStop, Stopped
 from rlhf.loop.gates.verdict import Verdict
 from rlhf.loop.registry import CANDIDATE, CHAMPION, PREVIOUS
 from rlhf.loop.retrain import rounds as steps
@@ -138,6 +138,21 @@ def test_a_step_that_never_ends_is_given_up(world: World) -> None:
     outcome = world.once(config)
     assert outcome.text == "round 1 was rejected: ppo: begun 3 times without an end (max_attempts)"
     assert world.once(config).kind == "nothing"
+
+
+def test_a_round_that_failed_before_its_snapshot_is_not_begun_again_and_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Stages) -> Any:
+        raise DataError("the disk holds something else there")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stages, "export", broken)
+        assert world.once().text == "round 1 was rejected: snapshot: the disk holds something else there"
+    again = world.once()
+    assert again.text.startswith("the same ratings as round 1, which failed: snapshot: the disk")
+    world.rate(5)
+    assert world.once().kind == "champion"
 
 
 def test_too_little_data_is_rejected_even_when_asked_for(world: World) -> None:

@@ -30,19 +30,19 @@ def with_trigger(world: World, **changes: Any) -> Any:
 
 
 def test_new_comparisons_cooldown_and_agreement_are_asked_in_turn(world: World) -> None:
-    first = look(world.store, world.config, None)
+    first = look(world.store, world.config, world.rounds)
     assert (first.is_due, first.news.num_new) == (True, 120)
-    few = look(world.store, with_trigger(world, min_new=121), None)
+    few = look(world.store, with_trigger(world, min_new=121), world.rounds)
     assert few.reason == "120 new comparisons yet; 121 are wanted (trigger.min_new)"
     world.once()
     last = world.rounds.last_ended(tiny.PROJECT)
     assert last is not None
     assert last.ended_at is not None
     world.rate(30, verdict=lambda name, _: "first" if name == "ann" else "second")
-    waiting = look(world.store, with_trigger(world, cooldown_s=600), last, now=last.ended_at + 100)
+    waiting = look(world.store, with_trigger(world, cooldown_s=600), world.rounds, now=last.ended_at + 100)
     assert waiting.reason == "cooling down for 500 s more (trigger.cooldown_s)"
     # Of two raters of a pair, ann says first and the others second: with her in it a pair never agrees.
-    apart = look(world.store, with_trigger(world, cooldown_s=0, min_agreement=0.9), last)
+    apart = look(world.store, with_trigger(world, cooldown_s=0, min_agreement=0.9), world.rounds)
     assert "raters agree on" in apart.reason
     assert not apart.is_due
 
@@ -89,9 +89,9 @@ def test_drift_may_begin_a_round_before_there_is_enough(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rlhf.loop.retrain.trigger.drift_alerts", lambda *_: ["prompts drift: so"])
-    alert = look(world.store, with_trigger(world, min_new=500, drift="alert"), None)
+    alert = look(world.store, with_trigger(world, min_new=500, drift="alert"), world.rounds)
     assert (alert.is_due, alert.alerts) == (False, ("prompts drift: so",))
-    begins = look(world.store, with_trigger(world, min_new=500, drift="trigger"), None)
+    begins = look(world.store, with_trigger(world, min_new=500, drift="trigger"), world.rounds)
     assert (begins.is_due, begins.reason) == (True, "drift: prompts drift: so")
 
 
