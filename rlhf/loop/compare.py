@@ -28,7 +28,7 @@ from rlhf.core.stats import bootstrap_mean
 from rlhf.loop.compare_config import BEST_OF_N, CompareConfig
 from rlhf.loop.compare_method import Place, run_method, settings_of
 from rlhf.loop.compare_page import page
-from rlhf.loop.registry import Registry
+from rlhf.loop.registry import Artifact, Registry
 from rlhf.preference.config import OFFLINE
 
 NEEDS = {
@@ -71,7 +71,12 @@ def run(config: CompareConfig, launch: Launch) -> None:
                 failed[name] = str(error)
                 print(f"compare: {name} failed: {error}", file=sys.stderr)
         result = collect(config, record.path, [(m, n) for m, _, n in names if n not in failed])
-        result |= {"failed": failed, "artifacts": _register(config, launch, record.path, names)}
+        artifacts = _register(config, launch, record.path, names)
+        result |= {
+            "failed": failed,
+            "artifacts": {name: artifact.artifact_id for name, artifact in artifacts.items()},
+            "simulated": any(artifact.simulated for artifact in artifacts.values()),
+        }
         write_json(record.path / "compare.json", result)
         write_text(record.path / "compare.html", page(result, config))
         for row in result["methods"]:
@@ -221,14 +226,14 @@ def sentence(row: dict[str, Any]) -> str:
 
 def _register(
     config: CompareConfig, launch: Launch, out: Path, names: list[tuple[str, int, str]]
-) -> dict[str, str]:
+) -> dict[str, Artifact]:
     """The artifact of every finished run, by its name; best-of-n trains nothing and has none."""
     if not config.register_runs:
         return {}
     with Store.open(launch.db) as store:
         registry = Registry(store, Workspace(launch.workspace))
         return {
-            name: registry.register(place.run).artifact_id
+            name: registry.register(place.run)
             for *_, name in names
             if is_finished((place := Place.of(out, name)).run)
         }

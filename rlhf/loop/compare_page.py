@@ -15,6 +15,10 @@ def page(result: Mapping[str, Any], config: CompareConfig) -> str:
     """The whole page from what `rlhf.loop.compare.collect` gives, with failures and artifacts."""
     rows: Sequence[Row] = result["methods"]
     sections: list[tuple[str, str]] = []
+    if result["simulated"]:
+        sections.append(
+            ("", html.note("Simulated: the ratings behind these runs were made by programs, not people."))
+        )
     sections += [("", html.note(f"{name} failed: {why}")) for name, why in result["failed"].items()]
     if rows:
         sections += [
@@ -35,7 +39,7 @@ def _headline(rows: Sequence[Row], config: CompareConfig) -> str:
     cards = [
         (best["method"], f"highest win rate: {_interval(best)}"),
         (str(len(better)), f"of {len(rows)} methods are shown to be better than the backbone"),
-        (config.budget, "compute for the training of each"),
+        (budget_words(config), "for the training of each"),
     ]
     cheapest = min((row for row in trained if row["better"]), key=lambda row: row["used"], default=None)
     if cheapest is not None:
@@ -134,10 +138,10 @@ def _price(rows: Sequence[Row], config: CompareConfig) -> str:
             for row in rows
         ]
     )
-    known = {row["method"]: float(row["peak_memory_mib"]) for row in rows if row["peak_memory_mib"]}
-    seconds = {row["method"]: float(row["seconds_training"]) for row in rows if row["seconds_training"]}
+    known = {row["method"]: float(row["peak_memory_mib"]) / 1024 for row in rows if row["peak_memory_mib"]}
+    seconds = {row["method"]: float(row["seconds_training"]) for row in rows}
     figures = []
-    if seconds:
+    if any(seconds.values()):
         figures.append(
             html.figure(
                 plots.bar_plot(seconds, "Seconds of training", "", "seconds"),
@@ -147,7 +151,7 @@ def _price(rows: Sequence[Row], config: CompareConfig) -> str:
     if known:
         figures.append(
             html.figure(
-                plots.bar_plot(known, "Peak memory", "", "MiB"),
+                plots.bar_plot(known, "Peak memory", "", "GiB"),
                 "Of the process that trained, imports included." if config.isolate else "",
             )
         )
@@ -161,7 +165,7 @@ def _price(rows: Sequence[Row], config: CompareConfig) -> str:
 
 def _method(result: Mapping[str, Any], config: CompareConfig) -> str:
     text = (
-        f"Each method trained an adapter on {config.backbone} with a budget of {config.budget}, {config.seeds} "
+        f"Each method trained an adapter on {config.backbone} with a budget of {budget_words(config)}, {config.seeds} "
         f"time{'s' if config.seeds > 1 else ''}. Offline methods learned from {config.snapshot or 'nothing'}, online "
         f"ones from {config.reward or 'nothing'} on {config.prompts or 'no prompts'}. At the end all answered the same "
         f"held-out prompts with the same random numbers, and {result['judge']} compared their answers with the "
@@ -200,6 +204,13 @@ def _footer(result: Mapping[str, Any]) -> str:
 
 
 # ---- numbers as text -----------------------------------------------------------------------------------------
+
+
+def budget_words(config: CompareConfig) -> str:
+    """The budget as people write it."""
+    if config.budget_tokens is not None:
+        return f"{config.budget_tokens / 1e6:g} million tokens"
+    return f"{config.budget_seconds:g} seconds"
 
 
 def _interval(row: Row) -> str:
