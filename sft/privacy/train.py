@@ -154,7 +154,7 @@ def _steps(trainer: PrivateTrainer, record: Run) -> None:
                     continue
                 figures = trainer.train_step(guard.check)
                 record.metrics.log(trainer.step, **figures)
-                tracker.advance(**{name: figures[name] for name in ("loss",) if name in figures})
+                tracker.advance(1, **{name: figures[name] for name in ("loss",) if name in figures})
         except Stopped:
             if not trainer.due:  # a resume goes back to the state before, and makes the same step again
                 checkpoints.save(trainer.step, trainer.state_dict())
