@@ -18,6 +18,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +234,8 @@ def train(
     written = checkpoints / TRL
     shutil.rmtree(written, ignore_errors=True)  # what a kill left of a save
     trainer = make_trainer(backbone, role, train_set, config, written, budget)
-    per_epoch = steps_per_epoch(len(trainer.sampler or trainer.train_dataset), config)
+    rows = trainer.train_dataset if trainer.sampler is None else trainer.sampler
+    per_epoch = steps_per_epoch(len(rows), config)
     num_steps = per_epoch * config.num_epochs
     with SignalGuard() as guard, progress("training", num_steps, stage="sft") as tracker:
         watch = Watch(
@@ -277,9 +279,7 @@ def validation_of(backbone: Backbone, role: Role, tasks: Sequence[Task], budget:
     tasks, losses = [task for task in tasks if task.validation], []
     for task in tasks:
         lengths = [len(example.input_ids) for example in task.validation]
-        losses.append(
-            budget.fit(lambda tokens, rows=task.validation: mean_loss(backbone, role, rows, tokens), lengths)
-        )
+        losses.append(budget.fit(partial(mean_loss, backbone, role, task.validation), lengths))
     if len(tasks) == 1:
         return Validation(losses[0], {})
     parts = {task.name: loss for task, loss in zip(tasks, losses, strict=True)}

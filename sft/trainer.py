@@ -13,7 +13,6 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Sampler
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig as TrlConfig
@@ -67,7 +66,7 @@ class Trainer(SFTTrainer):
 
     budget: TokenBudget
     role: Role
-    sampler: Sampler[int] | None = None
+    sampler: MixtureSampler | None = None
     noise: EmbeddingNoise | None = None
     kl: KlToBase | None = None
 

@@ -2,11 +2,11 @@
 
     python scripts/prove/sft_methods.py --data DIR [--methods full lora-2 ...] [--results FILE.json] [--markdown FILE]
 
-DIR holds the small pretrained model (models/stories260K) and `instructions` (1,100 instructions with answers). Prompts
+DIR holds the small pretrained model (models/stories260K) and `instructions` (instructions with answers). Prompts
 are cut into training, validation (chooses the step and nothing else) and test; the gain is how far the loss on the
 test answers falls below that of the untouched base, in nats per token, and each method's is also given as a share of
-full fine-tuning's. Rank 2 and rank 8 of LoRA on all linear layers are 4.4 % and 17.8 % of this model's weights. The
-learning rates in CASES were taken beforehand from several per method (--rate), by validation loss.
+full fine-tuning's. Rank 2 and rank 8 of LoRA on all linear layers are 4.4 % and 17.8 % of this model's weights. Where
+CASES names several learning rates, validation loss chooses.
 
 Cost is measured on a second model of random weights (llama, 14 million), 6 steps after 2 of warming up: training tokens
 a second, and the peak of resident memory above what the process held with the model loaded.
@@ -48,18 +48,25 @@ from sft.trainer import make_trainer
 REPOSITORY = Path(__file__).resolve().parents[2]
 BITSANDBYTES = Path(sys.prefix) / "qlora"
 FLOORS = {"lora-2": 0.80, "lora-8": 0.93}
-# name -> (method, learning rate, further settings)
-CASES: dict[str, tuple[str, float, dict[str, Any]]] = {
-    "full": ("full", 2e-3, {}),
-    "lora-2": ("lora", 2e-2, {"lora": {"r": 2, "alpha": 4}}),
-    "lora-8": ("lora", 1e-2, {"lora": {"r": 8, "alpha": 16}}),
-    "dora-8": ("dora", 1e-2, {"lora": {"r": 8, "alpha": 16}}),
-    "rslora-8": ("rslora", 1e-2, {"lora": {"r": 8, "alpha": 8}}),
-    "qlora-8": ("qlora", 1e-2, {"lora": {"r": 8, "alpha": 16}}),
-    "adapters-16": ("adapters", 1e-2, {"bottleneck": 16}),
-    "ia3": ("ia3", 5e-2, {}),
-    "prefix-tuning-20": ("prefix-tuning", 3e-2, {"virtual_tokens": 20}),
-    "prompt-tuning-20": ("prompt-tuning", 1e-1, {"virtual_tokens": 20}),
+
+
+def lora(r: int, alpha: float) -> dict[str, Any]:
+    """LoRA on all linear layers."""
+    return {"lora": {"r": r, "alpha": alpha, "dropout": 0.05, "adapter_layers": 1.0}}
+
+
+# name -> (method, learning rates of which validation loss chooses one, further settings)
+CASES: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
+    "full": ("full", (2e-3, 5e-3), {}),
+    "lora-2": ("lora", (1e-2, 3e-2), lora(2, 4)),
+    "lora-8": ("lora", (5e-3, 1.5e-2), lora(8, 16)),
+    "dora-8": ("dora", (1e-2,), lora(8, 16)),
+    "rslora-8": ("rslora", (1e-2,), lora(8, 8)),
+    "qlora-8": ("qlora", (1e-2,), lora(8, 16)),
+    "adapters-16": ("adapters", (1e-2,), {"bottleneck": 16}),
+    "ia3": ("ia3", (6e-2,), {}),
+    "prefix-tuning-20": ("prefix-tuning", (5e-2,), {"virtual_tokens": 20}),
+    "prompt-tuning-20": ("prompt-tuning", (1e-1,), {"virtual_tokens": 20}),
 }
 ROLE = "policy"
 COST_SHAPE, COST_ROWS, COST_TOKENS, WARM_STEPS, COST_STEPS = "llama-14m", 8, 128, 2, 6
@@ -80,8 +87,8 @@ def write_data(data: Path, folder: Path, limit: int) -> None:
         write_jsonl(folder / f"{name}.jsonl", found)
 
 
-def settings(name: str, base: Path, folder: Path, epochs: int, rate: float | None = None) -> SFTConfig:
-    method, default, more = CASES[name]
+def settings(name: str, base: Path, folder: Path, epochs: int, rate: float) -> SFTConfig:
+    method, _, more = CASES[name]
     return SFTConfig.model_validate(
         {
             "base": str(base),
@@ -90,23 +97,27 @@ def settings(name: str, base: Path, folder: Path, epochs: int, rate: float | Non
             "method": method,
             "on_too_long": "drop",
             "num_epochs": epochs,
-            "batch_size": 16,
-            "micro_batch_size": 16,
+            "batch_size": 8,
+            "micro_batch_size": 8,
             "num_samples": 0,
-            "optim": {"lr": rate or default, "schedule": "cosine", "warmup_steps": 10},
+            "optim": {"lr": rate, "schedule": "cosine", "warmup_steps": 10},
             "model": {"device": "cpu"},
         }
         | more
     )
 
 
-def quality(name: str, data: Path, folder: Path, epochs: int, rate: float | None = None) -> dict[str, float]:
-    """Tune, and measure the loss of base and result on the test answers."""
+def quality(name: str, data: Path, folder: Path, epochs: int) -> dict[str, float]:
+    """Tune with each rate, and measure the loss of base and of the one that validated best on the test answers."""
     base = data / "models" / "stories260K"
-    config, out = settings(name, base, folder, epochs, rate), folder / "runs" / f"{name}-{rate or 'chosen'}"
-    started = time.monotonic()
-    tune(config, Launch(workspace=folder, db="sqlite://", out=out))
-    seconds, metrics = time.monotonic() - started, read_manifest(out).metrics
+    runs = []
+    for rate in CASES[name][1]:
+        config, out = settings(name, base, folder, epochs, rate), folder / "runs" / f"{name}-{rate}"
+        started = time.monotonic()
+        tune(config, Launch(workspace=folder, db="sqlite://", out=out))
+        metrics = read_manifest(out).metrics
+        runs.append((metrics["validation_loss"], rate, config, out, metrics, time.monotonic() - started))
+    _, rate, config, out, metrics, seconds = min(runs, key=lambda run: run[0])
     if merges(config):
         tuned, role = Backbone.load(out / "model", config.model), REFERENCE
     else:
@@ -129,13 +140,14 @@ def quality(name: str, data: Path, folder: Path, epochs: int, rate: float | None
         "test_loss": mean_loss(tuned, tuned.roles[role], test, 8192),
         "num_test": len(test),
         "seconds": seconds,
+        "rate": rate,
     }
 
 
 def cost(name: str, folder: Path) -> dict[str, float]:
     """Training tokens a second and peak memory of a few steps on the random model, in this process."""
     base = write_model(COST_SHAPE, folder / "cost")
-    config = settings(name, base, folder, 1).model_copy(
+    config = settings(name, base, folder, 1, 1e-4).model_copy(
         update={"batch_size": COST_ROWS, "micro_batch_size": COST_ROWS}
     )
     backbone = Backbone.load(base, config.base_settings)
@@ -161,7 +173,7 @@ def cost(name: str, folder: Path) -> dict[str, float]:
 def measure(part: str, name: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     """One part of one method, in a process of its own: memory is that of this one alone."""
     command = [sys.executable, __file__, "--data", str(options.data), "--only", part, name, str(folder)]
-    command += ["--epochs", str(options.epochs)] + (["--rate", str(options.rate)] if options.rate else [])
+    command += ["--epochs", str(options.epochs)]
     paths = [os.environ.get("PYTHONPATH", ""), str(REPOSITORY)]
     if CASES[name][0] == "qlora":
         paths.append(str(BITSANDBYTES))
@@ -176,14 +188,14 @@ def measure(part: str, name: str, options: argparse.Namespace, folder: Path) -> 
 def report(results: dict[str, dict[str, float]]) -> str:
     """The table, as markdown."""
     lines = [
-        "| method | trained parameters | share | peak memory, MB | tokens/s | test loss | gain | of full's gain |",
-        "|---|---|---|---|---|---|---|---|",
+        "| method | trained parameters | share | rate | peak memory, MB | tokens/s | test loss | gain | of full's |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():
         gain, whole = row["base_loss"] - row["test_loss"], _gain(results, "full")
         share = f"{100 * gain / whole:.0f} %" if whole else ""
         lines.append(
-            f"| {name} | {row['trained']:,.0f} | {100 * row['share']:.1f} % | {row['peak_mb']:.0f} | "
+            f"| {name} | {row['trained']:,.0f} | {100 * row['share']:.1f} % | {row['rate']:g} | {row['peak_mb']:.0f} | "
             f"{row['tokens_per_s']:,.0f} | {row['test_loss']:.3f} | {gain:.3f} | {share} |"
         )
     return "\n".join(lines) + "\n"
@@ -215,11 +227,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--limit", type=int, default=1100, help="instructions that are used")
-    parser.add_argument(
-        "--rate", type=float, help="this learning rate for all: to search them, on validation loss"
-    )
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=450, help="instructions that are used")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "build" / "sft-methods" / "results.json")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--only", nargs=3, metavar=("PART", "METHOD", "FOLDER"), help=argparse.SUPPRESS)
@@ -260,7 +269,7 @@ def only(options: argparse.Namespace) -> int:
     disable_progress_bar()
     part, name, folder = options.only
     if part == "quality":
-        found = quality(name, options.data, Path(folder), options.epochs, options.rate)
+        found = quality(name, options.data, Path(folder), options.epochs)
     else:
         found = cost(name, Path(folder))
     print(json.dumps(found))

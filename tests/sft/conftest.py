@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,13 @@ import pytest
 def chat_model(tiny_model: Callable[..., Path]) -> Path:
     """A random Llama of two layers with a chat template and a context of 64; two tokens end its answers."""
     return tiny_model(chat_template=True, context=64, num_layers=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage() -> None:
+    """accelerate collects garbage whenever a training starts; it need not look through all that was imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
