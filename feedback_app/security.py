@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from urllib.parse import quote, urlsplit
 
 from starlette.concurrency import run_in_threadpool
@@ -129,7 +129,7 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if not self._is_known(host):
+        if not is_our_host(host, self.hosts, everywhere=self.listens_everywhere):
             return 421, "this host name is not served here; see --public-hosts"
         origin = headers.get("origin")
         if origin is not None and not self._is_ours(origin, host):
@@ -150,19 +150,6 @@ class Gate:
         except ValueError:
             return False
         return parts.netloc == host and parts.scheme in (("https",) if self.secure else ("http", "https"))
-
-    def _is_known(self, host: str) -> bool:
-        """Names must be ours (a rebound DNS name is not); a bare address cannot be rebound."""
-        name = host_name(host)
-        if name in self.hosts:
-            return True
-        if not self.listens_everywhere:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
     def _ask_to_log_in(self, scope: Scope, headers: Headers) -> ASGIApp:
         wants_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
@@ -211,6 +198,20 @@ def host_name(host: str) -> str:
         return (parts.hostname or "").lower() if parts.netloc == host and "@" not in host else ""
     except ValueError:
         return ""
+
+
+def is_our_host(host: str, names: Collection[str], *, everywhere: bool) -> bool:
+    """Names must be ours (a rebound DNS name is not); where we listen everywhere a bare address cannot be rebound."""
+    name = host_name(host)
+    if name in names:
+        return True
+    if not everywhere:
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _gradio_part(path: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from feedback_app.security import LOOPBACK_NAMES, PLAIN_CSP, LimitedBody, host_name
+from feedback_app.security import LOOPBACK_NAMES, PLAIN_CSP, LimitedBody, host_name, is_our_host
 from rlhf.serve.protocol import ApiError
 
 MAX_BODY_BYTES = 4 << 20
@@ -93,7 +92,7 @@ class Door:
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
         host = headers.get("host", "")
-        if not self._knows(host):
+        if not is_our_host(host, self.hosts, everywhere=self.listens_everywhere):
             return ApiError(421, "this host name is not served here; see --public-hosts")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host:
@@ -109,19 +108,6 @@ class Door:
                 401, "expected the server's key: Authorization: Bearer KEY", code="invalid_api_key"
             )
         return None
-
-    def _knows(self, host: str) -> bool:
-        """Names must be ours; a bare address cannot be rebound."""
-        name = host_name(host)
-        if name in self.hosts:
-            return True
-        if not self.listens_everywhere:
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
 
 def _key_of(headers: Headers) -> str:

@@ -215,7 +215,7 @@ class Monitor:
             now=time.time(),
             rows=rows,
             scores=list(self.scores),
-            loads=[(load.at, load.waiting, load.writing) for load in self.loads],
+            loads=[(load.at, load.waiting, load.writing) for load in list(self.loads)],
             events=list(self.events),
             models={} if catalog is None else {n: one.model_id for n, one in catalog.routes().items()},
             fault="" if catalog is None else catalog.fault,

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf.core import html, plots
 from rlhf.serve.drift import WATCH, PromptFeatures, Shift, shifts
-from rlhf.serve.thumbs import GROUP, Ratings, by_model, p_chart
+from rlhf.serve.thumbs import GROUP, Group, Ratings, by_model, p_chart
 
 NUM_BUCKETS = 40
 MAX_DRIFT_PROMPTS = 2000
@@ -160,58 +160,49 @@ def _ratings(figures: Figures) -> str:
     counts = ", ".join(f"{number} {_KINDS.get(kind, kind)}" for kind, number in ratings.counts)
     parts = [html.paragraph(f"So far: {counts}.")]
     groups = p_chart(ratings.thumbs)
-    pictures = []
-    if groups:
-        numbers = list(range(1, len(groups) + 1))
-        shares = [group.share for group in groups]
-        mean = sum(shares) / len(shares)
-        limits = ([float(n) for n in numbers], [g.low for g in groups], [g.high for g in groups])
-        chart = plots.line_plot(
-            {
-                "thumbs up": (numbers, shares),
-                "mean, shaded: control limits": (numbers, [mean] * len(numbers)),
-            },
-            "Thumbs up, p-chart",
-            f"groups of {GROUP} thumbs, in order",
-            "share",
-            {"mean, shaded: control limits": limits},
-        )
-        outside = [str(number) for number, group in zip(numbers, groups, strict=True) if group.out_of_control]
-        told = f"outside the limits: group {', '.join(outside)}" if outside else "all within the limits"
-        pictures.append(
-            html.figure(
-                chart, f"Limits are mean +- 3 standard errors of a group; {told}.", alt=f"p-chart, {told}"
-            )
-        )
-    else:
+    if not groups:
         parts.append(
             html.paragraph(f"The p-chart begins with {GROUP} thumbs; there are {len(ratings.thumbs)}.")
         )
-    models = by_model(ratings.thumbs)
-    if models:
-        rows = [plots.Row(_short(model), *interval[:3]) for model, interval in models.items()]
-        pictures.append(
-            html.figure(
-                plots.interval_plot(rows, "Thumbs up by model", "share"),
-                "With 95 % intervals (Wilson). Models that served at different times met different questions.",
-            )
-        )
-    parts.append(html.figures(pictures))
+    parts.append(html.figures([*([_p_chart(groups)] if groups else []), *_thumbs_by_model(ratings)]))
     if ratings.choices:
-        parts.append(
-            html.table(
-                [
-                    {
-                        "model": first,
-                        "against": second,
-                        "share of choices": f"{wins / number:.2f}",
-                        "comparisons": number,
-                    }
-                    for first, second, wins, number in ratings.choices
-                ]
-            )
-        )
+        rows = [
+            {
+                "model": first,
+                "against": second,
+                "share of choices": f"{wins / number:.2f}",
+                "comparisons": number,
+            }
+            for first, second, wins, number in ratings.choices
+        ]
+        parts.append(html.table(rows))
     return "".join(parts)
+
+
+def _p_chart(groups: Sequence[Group]) -> str:
+    numbers = list(range(1, len(groups) + 1))
+    mean = sum(group.share for group in groups) / len(groups)
+    name = "mean, shaded: control limits"
+    chart = plots.line_plot(
+        {"thumbs up": (numbers, [group.share for group in groups]), name: (numbers, [mean] * len(numbers))},
+        "Thumbs up, p-chart",
+        f"groups of {GROUP} thumbs, in order",
+        "share",
+        {name: (numbers, [group.low for group in groups], [group.high for group in groups])},
+    )
+    outside = [str(number) for number, group in zip(numbers, groups, strict=True) if group.out_of_control]
+    told = f"outside the limits: group {', '.join(outside)}" if outside else "all within the limits"
+    caption = f"Limits are mean +- 3 standard errors of a group; {told}."
+    return html.figure(chart, caption, alt=f"p-chart, {told}")
+
+
+def _thumbs_by_model(ratings: Ratings) -> list[str]:
+    rows = [plots.Row(_short(model), *interval[:3]) for model, interval in by_model(ratings.thumbs).items()]
+    if not rows:
+        return []
+    picture = plots.interval_plot(rows, "Thumbs up by model", "share")
+    caption = "With 95 % intervals (Wilson). Models that served at different times met different questions."
+    return [html.figure(picture, caption)]
 
 
 _KINDS = {
