@@ -40,7 +40,7 @@ MIN_WIN_RATE = 0.65
 FLIPPED = "simulated careful"
 # injected fault -> what the reason of its round must name
 INJECTED = {
-    "flipped rater": f"raters: contradicts the others: {FLIPPED}",
+    "flipped rater": f"contradicts the others: {FLIPPED}",
     "too little data": "data: too little data",
     "broken reward": "reward accuracy:",
     "KL explosion": "kl:",
@@ -301,6 +301,8 @@ def verdict_lines(done: dict[str, Any], rounds: int) -> tuple[list[str], list[st
     for name, wanted in INJECTED.items():
         found = done[f"injected {name}"]
         lines.append(f"injected {name}: {found['ended']}: {found['reason']}")
-        if found["champion_moved"] or found["ended"] != "rejected" or wanted not in (found["reason"] or ""):
-            failures.append(f"injected {name}: expected a rejection because of '{wanted}'")
+        # A trigger may refuse to begin the round at all, or a gate end it.
+        refused = found["ended"] in ("rejected", "nothing") and not found["champion_moved"]
+        if not refused or wanted not in (found["reason"] or ""):
+            failures.append(f"injected {name}: expected no champion, because of '{wanted}'")
     return lines, failures
