@@ -117,7 +117,7 @@ def main(argv: list[str]) -> int:
         "--variants", nargs="+", choices=names, default=list(names), help="none is always run"
     )
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--share", type=float, default=0.2, help="of the rows of an epoch that are replayed")
     parser.add_argument("--coefficient", type=float, default=1.0, help="of KL to the base")

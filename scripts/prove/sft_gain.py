@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=default, help="folder of the real sets")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--work", type=Path, help="keep the runs here, and go on with them")
     options = parser.parse_args(argv)

@@ -106,7 +106,6 @@ def test_likelihoods_are_those_of_plain_transformers(world: World) -> None:
         nats, tokens = transformers_nll(model, prompts, completions)
         assert metrics[f"nll{end}"] == pytest.approx(nats / tokens, abs=1e-4)
     assert metrics["nll_gain"] == pytest.approx(metrics["nll_base"] - metrics["nll"])
-    assert metrics["nll_gain_low"] > 0  # it was tuned to repeat what is asked for
     assert metrics["num_items"] == 6
 
 
