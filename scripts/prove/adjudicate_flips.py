@@ -13,18 +13,19 @@ err by themselves too and a lead would want to see those as well. Held-out ratin
 
 Ends with 1 when, over all seeds, the 95 % interval of the share of turned ratings among the 50 most contradicted of
 each seed does not lie above twice their share among all. About four minutes for the world (kept in --workspace) and
-two a seed on one core.
+two a seed on one core; seeds that are measured already are kept there too.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from feedback_app.store.tasks import ensure_project
 from reward.config import RewardConfig
 from reward.data import load_preferences
 from reward.train import run as train_reward
-from rlhf.core.files import read_rows, write_jsonl
+from rlhf.core.files import read_rows, write_json, write_jsonl
 from rlhf.core.records import Verdict
 from rlhf.core.run import Launch, read_manifest
 from rlhf.core.settings import LoraSettings, OptimSettings, SamplingSettings
@@ -87,9 +88,29 @@ def wrong(prompt: str, chosen: str, rejected: str) -> bool:
     return rubric.score(prompt, chosen) < rubric.score(prompt, rejected)
 
 
-def one_seed(launch: Launch, seed: int, options: argparse.Namespace) -> tuple[list[Ranked], float, float]:
-    """(what came back, share of turned ratings among all decided ones, share of wrong ones)."""
+@dataclass(frozen=True)
+class Seed:
+    """found: what came back. turned, wrong: their shares among all decided ratings."""
+
+    found: tuple[Ranked, ...]
+    turned: float
+    wrong: float
+
+
+def result_of(launch: Launch, seed: int, options: argparse.Namespace) -> Seed:
+    """A seed that was measured before with the same options is read from its folder."""
     folder = launch.workspace / "flips" / str(seed)
+    settings = {"prompts": options.prompts, "flips": options.flips, "rater_weights": options.rater_weights}
+    kept = folder / "result.json"
+    if kept.is_file() and (values := json.loads(kept.read_text(encoding="utf-8")))["settings"] == settings:
+        return Seed(tuple(Ranked(**one) for one in values["found"]), values["turned"], values["wrong"])
+    result = one_seed(launch, seed, folder, options)
+    write_json(kept, {"settings": settings, **asdict(result)})
+    return result
+
+
+def one_seed(launch: Launch, seed: int, folder: Path, options: argparse.Namespace) -> Seed:
+    """Ask, train, send back."""
     # Which answers are turned is known only while they are given: everything but the world is made anew.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -142,7 +163,8 @@ def one_seed(launch: Launch, seed: int, options: argparse.Namespace) -> tuple[li
     texts = [(row.prompt[-1].content, row.chosen[0].content, row.rejected[0].content) for row in decided]
     accuracy = read_manifest(folder / "reward").metrics["heldout_accuracy"]
     print(f"seed {seed}: {len(decided)} decided ratings, held-out accuracy against them {accuracy:.3f}")
-    return found, len(planted) / len(decided), sum(wrong(*text) for text in texts) / len(decided)
+    erring = sum(wrong(*text) for text in texts) / len(decided)
+    return Seed(tuple(found), len(planted) / len(decided), erring)
 
 
 def ranked(row: dict[str, Any], planted: set[Answer]) -> Ranked:
@@ -178,9 +200,9 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         workspace = options.workspace or Path(temporary)
         launch = supervised_world(workspace)
-        results = [one_seed(launch, seed, options) for seed in options.seeds]
-    turned = sum(share for _, share, _ in results) / len(results)
-    erring = sum(share for _, _, share in results) / len(results)
+        results = [result_of(launch, seed, options) for seed in options.seeds]
+    turned = sum(result.turned for result in results) / len(results)
+    erring = sum(result.wrong for result in results) / len(results)
     print(
         "ratings sent back                       number  turned round, % of all      wrong by the rubric, % of all"
     )
@@ -188,12 +210,12 @@ def main(argv: list[str]) -> int:
     for top in TOPS:
         end = told(
             f"the {top} most contradicted of each seed",
-            [one for found, _, _ in results for one in found[:top]],
+            [one for result in results for one in result.found[:top]],
             turned,
             erring,
         )
         low = end if top == DECISIVE else low
-    everything = [one for found, _, _ in results for one in found]
+    everything = [one for result in results for one in result.found]
     told(
         "of these, below a probability of 0.1",
         [one for one in everything if one.probability < 0.1],

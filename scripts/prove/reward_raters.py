@@ -90,6 +90,7 @@ DESIGNS = {
     "hasty": Design({**FOUR, "hasty 1": LONGER, "hasty 2": LONGER}),
     "careless": Design({**FOUR, "coin 1": 0.5, "coin 2": 0.5}, num_train=400, overlap=3),
     "first careless": Design({**FOUR, "coin 1": 0.5, "coin 2": 0.5}),
+    "faultless": Design(dict.fromkeys("abcdef", 1.0), num_train=400, overlap=3),
     "honest": Design({**FOUR, "e": 0.8}),
     "flipping": Design({**FOUR, "e": 0.2}),
 }

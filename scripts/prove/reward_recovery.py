@@ -18,7 +18,7 @@ target is missed. About four minutes for the world and three a run on one core (
 
 Settings, for those who look for a better one:
     half      adapters of rank 16 on the upper half of the layers, 3 epochs: what the targets are asked of
-    all       on all layers, 6 epochs           full      every weight, 4 epochs
+    all       on all layers, 6 epochs           full      every weight, 3 epochs
     four      `all` from 834 prompts with four replies each, of which all six pairs are compared
     ensemble  the mean of four adapters on all layers, each with a resample of the prompts
     wide      `all` on a world of width 256 (4 layers, 3.1 M parameters), pretrained and tuned as the other
@@ -79,7 +79,7 @@ class Setting:
 SETTINGS = {
     "half": Setting(),
     "all": Setting(layers=1.0, epochs=6),
-    "full": Setting(method="full", epochs=4, lr=5e-4),
+    "full": Setting(method="full", lr=5e-4),
     "four": Setting(layers=1.0, epochs=6, replies=4),
     "ensemble": Setting(layers=1.0, epochs=4, members=4),
     "wide": Setting(layers=1.0, epochs=4, width=256),
