@@ -204,6 +204,11 @@ def test_posteriors_keep_ties_margins_and_weights() -> None:
     assert posterior([pair(0, 1), pair(1, 0)]) == []
 
 
+def test_posteriors_need_reliabilities() -> None:
+    with pytest.raises(ValueError, match="expected rater_weights dawid-skene or crowd-bt"):
+        RewardConfig(rater_labels="posterior")
+
+
 def test_scores_are_means_of_raters_in_deviations() -> None:
     attributes = (Attribute("help", 3.0, 2.0), Attribute("tone", 1.0, 1.0))
     (found,) = merge_scores(
