@@ -7,7 +7,8 @@ random model. Then:
 
   calls       the openai client gets a chat answer and a streamed one, equal at temperature 0
   moves       for --seconds, --clients clients ask (half of them streaming) while the champion moves every 2 s between
-              the two adapters: every request is answered, each answer is wholly that of the model it names
+              the two adapters: every request is answered, each answer is wholly that of the model it names (on
+              prompts whose greedy answer no rounding decides)
   throughput  the same requests one after the other by the sampler, and all at once by the endpoint
   stop        SIGTERM with requests in flight: all are answered, exit code 143
 
@@ -58,7 +59,11 @@ PROMPTS = (
     "can I change the date",
     "thank you",
     "red and green and blue birds in the rain",
+    "where is it",
+    "please send the parcel back within fourteen days",
 )
+# A greedy choice that is decided by less than this (in logits) is rounding's, which differs from batch to batch.
+MIN_GAP = 1e-3
 TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -96,7 +101,12 @@ def prove(folder: Path, seconds: float, clients: int) -> dict[str, Any]:
     launch, artifacts = make_world(folder)
     by_sampler = Sampler(launch)
     server = Served(launch)
-    figures: dict[str, Any] = {"seconds": seconds, "clients": clients}
+    figures: dict[str, Any] = {
+        "seconds": seconds,
+        "clients": clients,
+        "smallest_leads": {prompt: round(gap, 6) for prompt, gap in by_sampler.gaps.items()},
+        "prompts": len(by_sampler.prompts),
+    }
     try:
         figures |= client_calls(server, by_sampler)
         figures |= moves(server, launch, artifacts, by_sampler, seconds, clients)
@@ -157,9 +167,9 @@ def save_small_model(folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.06)
+            torch.nn.init.normal_(parameter, std=0.3 if "embed" in name or "head" in name else 0.06)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -199,21 +209,37 @@ class Sampler:
             folder = root / "runs" / name / "adapter"
             load_adapter(self.backbone, name, folder, base_name="models/base", scalar_head=False)
         self.settings = SamplingSettings(temperature=0, max_completion_tokens=MAX_TOKENS)
-        self.wanted = {
-            (name, prompt): self.write(name, prompt)[0] for name in ("one", "two") for prompt in PROMPTS
-        }
+        self.wanted: dict[tuple[str, str], str] = {}
+        self.gaps: dict[str, float] = {}
+        for prompt in PROMPTS:
+            for name in ("one", "two"):
+                self.wanted[name, prompt], _, gap = self.write(name, prompt)
+                self.gaps[prompt] = min(gap, self.gaps.get(prompt, gap))
+        self.prompts = [prompt for prompt in PROMPTS if self.gaps[prompt] >= MIN_GAP]
+        if len(self.prompts) < 3:
+            raise SystemExit(f"serve_load: rounding decides too many of the answers: {self.gaps}")
 
-    def write(self, name: str, prompt: str) -> tuple[str, int]:
+    def write(self, name: str, prompt: str) -> tuple[str, int, float]:
+        """(text, number of tokens, smallest lead of a chosen token over the next best, in logits)."""
+        ids, tokens = self.draw(name, prompt)
+        whole = torch.tensor([[*ids, *tokens]])
+        with torch.no_grad():
+            logits_SV = self.backbone.logits(self.backbone.hidden(name, whole))[0, len(ids) - 1 : -1]
+        best_S2 = logits_SV.topk(2, dim=-1).values
+        text = StopRule(self.backbone.codec, self.settings).text(tokens)
+        return text, len(tokens), float((best_S2[:, 0] - best_S2[:, 1]).min())
+
+    def draw(self, name: str, prompt: str) -> tuple[list[int], list[int]]:
+        """(tokens of the prompt, tokens of its answer)."""
         ids = self.backbone.codec.prompt_ids([Message(role="user", content=prompt)])
-        stop = StopRule(self.backbone.codec, self.settings)
         [found] = sample(
             self.backbone.sampling_model(name),
             [Request(ids, 0)],
             self.settings,
-            end_token_ids=stop.token_ids,
+            end_token_ids=self.backbone.codec.end_token_ids,
             seed=0,
         )
-        return stop.text(found.tokens), len(found.tokens)
+        return ids, found.tokens
 
 
 class Served:
@@ -281,7 +307,7 @@ def client_calls(server: Served, by_sampler: Sampler) -> dict[str, Any]:
     client = server.client()
     agree = all(
         ask(client, prompt, stream=stream)[0] == by_sampler.wanted["one", prompt]
-        for prompt in PROMPTS
+        for prompt in by_sampler.prompts
         for stream in (False, True)
     )
     return {"client_calls_agree": agree}
@@ -302,7 +328,7 @@ def moves(
     def work(number: int) -> None:
         client, done = server.client(), 0
         while not ended.is_set():
-            prompt, stream = PROMPTS[(number + done) % len(PROMPTS)], (number + done) % 2 == 0
+            prompt, stream = by_sampler.prompts[(number + done) % len(by_sampler.prompts)], done % 2 == 0
             done += 1
             try:
                 text, fingerprint, took, first = ask(client, prompt, stream=stream)
@@ -348,8 +374,8 @@ def moves(
 def throughput(server: Served, by_sampler: Sampler, clients: int, rounds: int = 5) -> dict[str, Any]:
     """Tokens a second: requests one after the other by the sampler, one after the other and at once by the endpoint."""
     wanted = [PROMPTS[i % len(PROMPTS)] for i in range(clients * rounds)]
-    num_tokens = [by_sampler.write("one", prompt)[1] for prompt in PROMPTS]
-    tokens = sum(num_tokens[i % len(PROMPTS)] for i in range(len(wanted)))
+    num_tokens = {prompt: by_sampler.write("one", prompt)[1] for prompt in PROMPTS}
+    tokens = sum(num_tokens[prompt] for prompt in wanted)
     client = server.client()
 
     def timed(work: Callable[[], object]) -> float:
@@ -358,7 +384,7 @@ def throughput(server: Served, by_sampler: Sampler, clients: int, rounds: int = 
         return tokens / (time.perf_counter() - begun)
 
     # The sampler works in this process while the endpoint idles, and the other way round.
-    alone = timed(lambda: [by_sampler.write("one", prompt) for prompt in wanted])
+    alone = timed(lambda: [by_sampler.draw("one", prompt) for prompt in wanted])
     in_turn = timed(lambda: [ask(client, prompt, stream=False) for prompt in wanted])
     with ThreadPoolExecutor(clients) as pool:
         at_once = timed(lambda: list(pool.map(lambda prompt: ask(client, prompt, stream=False), wanted)))
