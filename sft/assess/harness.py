@@ -7,6 +7,7 @@ Imported only when --harness.tasks names some. Most tasks fetch their data from 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Harness:
                 "--harness.tasks: lm-eval is not installed; expected pip install 'rlhf-loop[lm-eval]' "
                 f"({one_line(str(error))[:120]})"
             ) from error
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it explains every default it takes
         self._evaluate, self._wrapper = package.simple_evaluate, huggingface.HFLM
         self._manager = tasks.TaskManager(include_path=None if include is None else str(include))
         unknown = [name for name in settings.tasks if not self._manager.match_tasks([name])]
