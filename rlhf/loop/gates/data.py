@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf.loop.gates.verdict import Verdict
 from rlhf.loop.retrain.config import GateSettings, TriggerSettings
 from rlhf.loop.retrain.news import News
@@ -46,7 +48,7 @@ def raters_one_by_one(found: News, gates: GateSettings) -> Verdict:
     """Nobody's agreement with the others may lie below the floor beyond chance: with its whole interval."""
     each = found.with_others()
     floor = gates.rater_floor
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"rater": found.name_of(rater), "agreement": one.mean, "low": one.low, "high": one.high, "n": one.n}
         for rater, one in sorted(each.items(), key=lambda item: item[1].mean)
     ]

@@ -38,7 +38,7 @@ def slices(
         name = slice_of(prompt, slice_by)
         wins[name].append(float(row["win"]))
         groups[name].append(prompt.group_id)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in sorted(wins):
         win = bootstrap_mean(wins[name], groups=groups[name])
         rows.append(

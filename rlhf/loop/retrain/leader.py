@@ -91,7 +91,7 @@ class Leader:
             connection.execute(insert(leaders), row | {"name": NAME})
         else:
             connection.execute(update(leaders).where(leaders.c.name == NAME).values(row))
-        return int(row["token"])  # type: ignore[call-overload]
+        return int(row["token"])
 
     def check(self, connection: Connection) -> None:
         """Refuse to write when another leader came after this one. Raises BusyError."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, select, text
 
@@ -332,7 +333,7 @@ class _Work:
         artifact_id: str | None,
         *,
         details: dict[str, object] | None = None,
-        **columns: str | None,
+        **columns: Any,
     ) -> Round:
         """Keep the verdicts with the step, or with the end of the round where one of them says no."""
         failed = reasons(verdicts)

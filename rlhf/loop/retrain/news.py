@@ -82,7 +82,7 @@ class News:
     def with_others(self) -> dict[str, Interval]:
         """Rater -> how often they preferred the same side as another rater of a new pair, ties left out.
 
-        The interval is Wilson's over items, at 95 % for all raters together (Bonferroni).
+        The interval is Wilson's over items; each of its ends errs, for all raters together, in 5 % (Bonferroni).
         """
         by_task: dict[str, list[Said]] = defaultdict(list)
         for one in self.new:
@@ -97,7 +97,7 @@ class News:
                     asked[one.annotator_id] += 1
                     agreeing = sum(other.preference == one.preference for other in others)
                     same[one.annotator_id] += agreeing / len(others)
-        level = 1 - 0.05 / max(1, len(asked))
+        level = 1 - 2 * 0.05 / max(1, len(asked))
         return {
             rater: wilson_interval(min(same[rater], asked[rater]), asked[rater], level) for rater in asked
         }

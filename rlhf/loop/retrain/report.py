@@ -45,7 +45,7 @@ def write_reports(store: Store, workspace: Workspace, found: Round) -> Path:
 def round_figures(rounds: Rounds, found: Round) -> dict[str, Any]:
     """A round as nested figures: what report.json holds."""
     verdicts = rounds.verdicts(found.round_id)
-    return finite(  # type: ignore[no-any-return]
+    figures: dict[str, Any] = finite(
         {
             "round": found.number,
             "name": found.name,
@@ -73,6 +73,7 @@ def round_figures(rounds: Rounds, found: Round) -> dict[str, Any]:
             "config": found.config,
         }
     )
+    return figures
 
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
@@ -120,8 +121,8 @@ def _decision(figures: Mapping[str, Any]) -> str:
     cards = [
         (_ending(figures), "how it ended"),
         (f"{passed} of {len(figures['verdicts'])}", "gates passed"),
-        (_number(win and win["figure"]), "win rate over the champion" + _span(win)),
-        (f"{_number(kl and kl['figure'])} nats", "KL from the backbone per completion"),
+        (_number(win["figure"] if win else None), "win rate over the champion" + _span(win)),
+        (f"{_number(kl['figure'] if kl else None)} nats", "KL from the backbone per completion"),
         (str(figures["num_new"] or 0), "new comparisons"),
     ]
     text = f"The candidate {figures['candidate_id']} became the champion."

@@ -50,42 +50,38 @@ def test_a_round_goes_through_all_steps_and_makes_a_champion(world: World) -> No
 def test_a_killed_round_ends_once_wherever_it_was_killed(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before and after the transaction of every step: the next start ends the same round with one promotion."""
+    """The next start ends the same round, with one promotion."""
     advance = Rounds.advance
     # Each round begins with another champion, so that it is other work although no rating is new.
     gates = world.config.gates.model_copy(update={"min_new": 0})
     config = world.config.model_copy(update={"now": True, "gates": gates})
     world.once(config)
-    for state in STATES[1:]:
-        for after in (False, True):
+    # Before each transaction, which is also after the one before it; and after the last one.
+    for state, after in [*((state, False) for state in STATES[1:]), (steps.CHAMPION, True)]:
 
-            def killed(
-                self: Rounds, found: Any, to: str, *, at: str = state, late: bool = after, **more: Any
-            ) -> Any:
-                if to != at:
-                    return advance(self, found, to, **more)
-                if late:
-                    advance(self, found, to, **more)
-                raise Killed
+        def killed(
+            self: Rounds, found: Any, to: str, *, at: str = state, late: bool = after, **more: Any
+        ) -> Any:
+            if to != at:
+                return advance(self, found, to, **more)
+            if late:
+                advance(self, found, to, **more)
+            raise Killed
 
-            number = len(world.rounds.all()) + 1
-            before = world.names()[CHAMPION]
-            monkeypatch.setattr(Rounds, "advance", killed)
-            with pytest.raises(Killed):
-                world.once(config)
-            monkeypatch.setattr(Rounds, "advance", advance)
-            ended = (state, after) == (
-                steps.CHAMPION,
-                True,
-            )  # killed after the last step: nothing is left to do
-            assert (world.names()[CHAMPION] == before) != ended
-            if not ended:
-                assert world.once(config).kind == "champion"
-            found = world.rounds.all()[-1]
-            assert found.number == number
-            assert found.state == steps.CHAMPION
-            assert tuple(world.rounds.steps(found.round_id)) == STATES
-            assert world.names() == {CHAMPION: found.candidate_id, PREVIOUS: before}
+        number = len(world.rounds.all()) + 1
+        before = world.names()[CHAMPION]
+        monkeypatch.setattr(Rounds, "advance", killed)
+        with pytest.raises(Killed):
+            world.once(config)
+        monkeypatch.setattr(Rounds, "advance", advance)
+        assert (world.names()[CHAMPION] == before) != after
+        if not after:
+            assert world.once(config).kind == "champion"
+        found = world.rounds.all()[-1]
+        assert found.number == number
+        assert found.state == steps.CHAMPION
+        assert tuple(world.rounds.steps(found.round_id)) == STATES
+        assert world.names() == {CHAMPION: found.candidate_id, PREVIOUS: before}
 
 
 @pytest.mark.parametrize(
