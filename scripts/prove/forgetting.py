@@ -24,16 +24,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tuning.texts import BASE, instructions, launch_in, metrics_of, span, stories, write_once
+from tuning.texts import CPU, launch_in, metrics_of, span, stories, tune, write_once
 
-from rlhf.core.settings import LoraSettings, ModelSettings, OptimSettings, SamplingSettings
+from rlhf.core.settings import SamplingSettings
 from sft.assess.config import SFTEvalConfig
 from sft.assess.run import run as sft_eval
-from sft.config import SFTConfig
-from sft.train import run as sft
 
-HELD_OUT, NUM_GENERAL, NUM_REPLAYED = 150, 60, 600
-CPU = ModelSettings(device="cpu")
+NUM_GENERAL, NUM_REPLAYED = 60, 600
 
 
 def variants(replay: Path, share: float, coefficient: float) -> dict[str, dict[str, Any]]:
@@ -52,24 +49,11 @@ def one(
     name: str, changes: dict[str, Any], seed: int, options: argparse.Namespace, work: Path
 ) -> dict[str, Any]:
     """Tune with one remedy and measure."""
-    rows = instructions(options.data, seed)
-    held = write_once(work / f"held_{seed}.jsonl", rows[:HELD_OUT])
-    train = write_once(work / f"train_{seed}.jsonl", rows[HELD_OUT:])
+    common = {"data": options.data, "epochs": options.epochs, "lr": options.lr}
+    run, held = tune(f"sft_{name}_{seed}", seed, work, **common, **changes)
     general = write_once(work / "general.jsonl", stories(options.data)[:NUM_GENERAL])
-    config = SFTConfig(
-        base=str(options.data / BASE),
-        data=(str(train),),
-        num_epochs=options.epochs,
-        on_too_long="drop",
-        lora=LoraSettings(r=16, alpha=32, dropout=0.0, adapter_layers=1.0),
-        optim=OptimSettings(lr=options.lr, schedule="cosine", warmup_steps=10),
-        model=CPU,
-        seed=seed,
-        **changes,
-    )
-    sft(config, launch_in(work, f"sft_{name}_{seed}"))
     examined = SFTEvalConfig(
-        model=str(work / "runs" / f"sft_{name}_{seed}"),
+        model=str(run),
         data=str(held),
         general=str(general),
         shots=0,

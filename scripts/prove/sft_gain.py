@@ -19,41 +19,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tuning.texts import BASE, instructions, launch_in, metrics_of, span, write_once
+from tuning.texts import CPU, launch_in, metrics_of, span, tune
 
-from rlhf.core.settings import LoraSettings, ModelSettings, OptimSettings, SamplingSettings
+from rlhf.core.settings import SamplingSettings
 from sft.assess.config import SFTEvalConfig
 from sft.assess.run import run as sft_eval
-from sft.config import SFTConfig
-from sft.train import run as sft
 
-HELD_OUT = 150
 MEASURES = ("nll", "token_f1", "rouge_l", "bleu", "exact_match")
 ASKED = ("nll", "token_f1")
-CPU = ModelSettings(device="cpu")
 
 
 def one_seed(seed: int, options: argparse.Namespace, work: Path) -> bool:
     """Tune once, compare with every number of shots; True when tuning beats them all."""
-    rows = instructions(options.data, seed)
-    held = write_once(work / f"held_{seed}.jsonl", rows[:HELD_OUT])
-    train = write_once(work / f"train_{seed}.jsonl", rows[HELD_OUT:])
-    config = SFTConfig(
-        base=str(options.data / BASE),
-        data=(str(train),),
-        num_epochs=options.epochs,
-        on_too_long="drop",
-        lora=LoraSettings(r=16, alpha=32, dropout=0.0, adapter_layers=1.0),
-        optim=OptimSettings(lr=options.lr, schedule="cosine", warmup_steps=10),
-        model=CPU,
-        seed=seed,
-    )
-    sft(config, launch_in(work, f"sft_{seed}"))
+    common = {"data": options.data, "epochs": options.epochs, "lr": options.lr}
+    run, held = tune(f"sft_{seed}", seed, work, **common)
     beaten = True
     for shots in options.shots:
         name = f"eval_{seed}_{shots}"
         examined = SFTEvalConfig(
-            model=str(work / "runs" / f"sft_{seed}"),
+            model=str(run),
             data=str(held),
             shots=shots,
             num_own=0,

@@ -79,8 +79,10 @@ def compare(systems: Mapping[str, Columns], groups: Sequence[Hashable], seed: in
                 figures |= flat(f"perplexity{end}", perplexity(interval))
         for opponent, name in OPPONENTS.items():
             if TUNED in systems and opponent in systems:
-                ends = (systems[TUNED][measure], systems[opponent][measure])
-                gain = difference(*(reversed(ends) if measure == NLL else ends), statistic, groups, seed)
+                better, worse = systems[TUNED][measure], systems[opponent][measure]
+                if measure == NLL:  # nats saved
+                    better, worse = worse, better
+                gain = difference(better, worse, statistic, groups, seed)
                 figures |= flat(f"{measure}_{name}", gain)
     return figures
 

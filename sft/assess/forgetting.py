@@ -102,13 +102,12 @@ def by_source(found: Remembered, texts: Sequence[Text], seed: int) -> list[dict[
         rows[source_of[group]].append(place)
     if len(rows) < 2:
         return []
-    figures = []
+    figures: list[dict[str, Any]] = []
     for source, places in rows.items():
         part = Remembered(*([column[i] for i in places] for column in _columns(found)))
-        figures.append(
-            {"source": source, "num_texts": len(set(part.groups)), **rise(part, "perplexity", seed)}
-        )
-        figures[-1]["small"] = figures[-1]["num_texts"] < MIN_SOURCE_TEXTS
+        number = len(set(part.groups))
+        row = {"source": source, "num_texts": number, "small": number < MIN_SOURCE_TEXTS}
+        figures.append(row | rise(part, "perplexity", seed))
     return sorted(figures, key=lambda row: -row["perplexity_rise"])
 
 

@@ -78,9 +78,8 @@ def _rows(metrics: Mapping[str, Any], names: Sequence[str]) -> list[plots.Row]:
         for system, label in words.SYSTEMS.items():
             key = f"{name}_{system}" if system else name
             if metrics.get(key) is not None:
-                ends = (metrics[key + end] for end in ("", "_low", "_high"))
                 shown = label if len(names) == 1 else f"{words.LABELS[name]}, {label}"
-                rows.append(plots.Row(shown, *ends, group=label))
+                rows.append(plots.Row(shown, *_interval(metrics, key), group=label))
     return rows
 
 
@@ -139,7 +138,7 @@ def _forgetting(result: Result) -> str:
     metrics, section = result["metrics"], result["forgetting"]
     text = html.paragraph(words.forgetting_words(metrics))
     rows = [
-        plots.Row(label, *(metrics[f"{name}_rise{end}"] for end in ("", "_low", "_high")), group=label)
+        plots.Row(label, *_interval(metrics, f"{name}_rise"), group=label)
         for name, label in (
             ("general_perplexity", "general text"),
             ("own_perplexity", "the base's own completions"),
@@ -151,7 +150,7 @@ def _forgetting(result: Result) -> str:
     rows += [
         plots.Row(
             _short(row["source"], 34),
-            *(row[f"perplexity_rise{end}"] for end in ("", "_low", "_high")),
+            *_interval(row, "perplexity_rise"),
             group="source",
             faint=row["small"],
         )
@@ -178,7 +177,7 @@ def _forgetting(result: Result) -> str:
 def _facts(result: Result) -> str:
     metrics = result["metrics"]
     rows = [
-        plots.Row(label, *(metrics[name + end] for end in ("", "_low", "_high")), group=label)
+        plots.Row(label, *_interval(metrics, name), group=label)
         for name, label in (("facts_base", "base"), ("facts", "tuned"))
     ]
     picture = plots.interval_plot(rows, "Right answers", "share of the fixed questions")
@@ -203,7 +202,7 @@ def _facts(result: Result) -> str:
 
 def _grounded(metrics: Mapping[str, Any]) -> str:
     rows = [
-        plots.Row(label, *(metrics[name + end] for end in ("", "_low", "_high")), group=label)
+        plots.Row(label, *_interval(metrics, name), group=label)
         for name, label in (
             ("grounded_base", "base"),
             ("grounded", "tuned"),
@@ -223,9 +222,9 @@ def _bias(result: Result) -> str:
     for row in result["bias"]:
         for name, label in (("gap_base", "base"), ("gap", "tuned")):
             if row.get(name) is not None:
-                ends = (row[name + end] for end in ("", "_low", "_high"))
-                label_text = f"{row['kind']}, {row['source']}, {label}"
-                rows.append(plots.Row(label_text, *ends, group=label, faint=not row["counted"]))
+                shown = f"{row['kind']}, {row['source']}, {label}"
+                ends = _interval(row, name)
+                rows.append(plots.Row(shown, *ends, group=label, faint=not row["counted"]))
     picture = plots.interval_plot(
         rows, "Likelier with the second term", "nats per shared token", reference=("no gap", 0.0)
     )
@@ -255,9 +254,9 @@ def _bias(result: Result) -> str:
         "Faint rows have too few pairs to count."
     )
     alt = "; ".join(f"{row['kind']} in {row['in']} {row['tuned']}" for row in table)
-    shown = html.paragraph(words.bias_words(result)) + html.figures([html.figure(picture, caption, alt=alt)])
-    shown += html.folded("The gaps as a table", html.table(table))
-    return shown + (html.folded("Answers that differ most", html.table(answers)) if answers else "")
+    said = html.paragraph(words.bias_words(result)) + html.figures([html.figure(picture, caption, alt=alt)])
+    said += html.folded("The gaps as a table", html.table(table))
+    return said + (html.folded("Answers that differ most", html.table(answers)) if answers else "")
 
 
 def _harness(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -283,6 +282,10 @@ def _method(result: Result) -> str:
         "completions end. Words of answers are compared in lower case without punctuation; exact match and token F1 "
         "also leave articles out. The same figures are in sft_eval.json, each answer in answers.jsonl."
     )
+
+
+def _interval(figures: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    return figures[name], figures[f"{name}_low"], figures[f"{name}_high"]
 
 
 def _short(text: str, limit: int = MAX_TEXT) -> str:
