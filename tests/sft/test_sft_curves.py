@@ -86,7 +86,7 @@ def test_the_report_of_a_run(
     pictures: None,
 ) -> None:
     """A model of two layers learns 24 answers by heart: the report says so, with counts, lengths and answers."""
-    options = sft_options(num_epochs=12, num_samples=2, packing=True, batch_size=1, micro_batch_size=1)
+    options = sft_options(num_epochs=4, num_samples=2, packing=True, batch_size=1, micro_batch_size=1)
     config = SFTConfig(**options, sample_tokens=8)
     out = tmp_path / "runs" / "one"
     run(config, Launch(workspace=tmp_path, db="sqlite://", out=out))
