@@ -30,8 +30,6 @@ def test_a_round_goes_on_where_another_one_ended(
 
     again = ppo_config(num_iterations=1, init_adapter="runs/first")
     _, warm = evaluations(ppo_launch, again, "second")
-    _, cold = evaluations(ppo_launch, ppo_config(num_iterations=1), "cold")
-    assert cold[0]["eval_kl"] == pytest.approx(0.0, abs=1e-5)
     assert warm[0]["eval_kl"] > 1e-3
 
     # From the first run's policy it has not moved yet: log p - log p is 0, and the updates then move it.

@@ -249,13 +249,16 @@ class Simulation:
     def injected(self, name: str) -> dict[str, Any]:
         """A copy of the workspace with new ratings, and a round in it with one thing wrong."""
         root = self.root.with_name(f"{self.root.name}-{name.replace(' ', '-')}")
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("*.lock", "checkpoints"))
         people = raters.RATERS
         if name == "flipped rater":
             people = tuple(Turned(**vars(r)) if r.name == FLIPPED else r for r in raters.RATERS)
-        count = FEW_PROMPTS if name == "too little data" else FURTHER_PROMPTS
-        self.ratings(99, root, count, people)
+        ready = root / "ready"
+        if not ready.exists():  # else the round in it was interrupted, and goes on
+            shutil.rmtree(root, ignore_errors=True)
+            shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("*.lock", "checkpoints"))
+            count = FEW_PROMPTS if name == "too little data" else FURTHER_PROMPTS
+            self.ratings(99, root, count, people)
+            ready.touch()
         before = self._champion(self.launch(root))
         changes: dict[str, Any] = {"now": True} if name == "too little data" else {}
         if name == "KL explosion":
