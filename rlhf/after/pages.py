@@ -39,10 +39,12 @@ def _merge_words(result: Result) -> str:
 
 def losses(rows: Sequence[Result], result: Result, better: str = "over_result") -> str:
     """Picture and table of the losses of several models on the same rows."""
+    # What the student was before lies far off and would press the others together.
+    drawn = [row for row in rows if row["model"] != "student before"]
     marks = [
-        plots.Row(row["model"], row["loss"], row["loss_low"], row["loss_high"], row["model"]) for row in rows
+        plots.Row(row["model"], row["loss"], row["loss_low"], row["loss_high"], row["model"]) for row in drawn
     ]
-    picture = plots.interval_plot(marks, "Held-out loss", "nats per target token, lower is better")
+    picture = plots.interval_plot(marks, "Lower is better", "nats per target token")
     table = [
         {
             "model": row["model"],
@@ -64,7 +66,10 @@ def distill_page(result: Result) -> str:
     cards = [
         (f"{metrics['size_share']:.0%}", "of the teacher's parameters"),
         (f"{metrics['speed_factor']:.2f}x", "the teacher's speed of writing"),
-        (f"{metrics['loss']:.3f}", "nats per token held out; " + span(metrics, "loss")),
+        (
+            f"{metrics['loss']:.3f}",
+            f"nats per token held out, 95 % interval {metrics['loss_low']:.3f} to {metrics['loss_high']:.3f}",
+        ),
         (f"{metrics['loss_teacher']:.3f}", "is the teacher's"),
         (f"{metrics['loss_before']:.3f}", "was the student's before"),
     ]

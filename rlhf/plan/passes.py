@@ -7,6 +7,7 @@ there changes the estimate too; trl's loss in sft is followed by hand. Optimizer
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,19 +17,26 @@ from rlhf.core.backbone import REFERENCE
 from rlhf.core.logprobs import MAX_CHUNK_LOGITS, token_logprobs
 from rlhf.plan.config import PlanConfig
 from rlhf.plan.sketch import POLICY, REWARD, VALUE, Sketch, unique
-from rlhf.plan.tracer import FlashAttention, LiveBytes
+from rlhf.plan.tracer import LiveBytes, flash_attention
 
 META = torch.device("meta")
-# Below `torch.autograd.backward` and not `Tensor.backward`: inside a method that a function mode has been asked about
-# the mode is off, and layers that are computed again would attend in another way.
 # trl's loss on a CPU (trl 1.16, trl/kernels/chunked_logprob.py): tokens and vocabulary of a tile of logits, and how
 # many fp32 tensors of a tile's size are alive at once.
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 FORWARD_TILES, BACKWARD_TILES = 4.25, 8.25
 
 
-def peak_of(sketch: Sketch, work: Callable[[], object]) -> int:
-    """Bytes alive at once while `work` runs, beyond the base's and the adapters' own and their gradients."""
+@dataclass(frozen=True)
+class Pass:
+    """Bytes that a pass has alive at its peak, and bytes that it makes and frees again beside them, beyond the base's
+    and the adapters' own and their gradients."""
+
+    live: int
+    freed: int
+
+
+def peak_of(sketch: Sketch, work: Callable[[], object]) -> Pass:
+    """What `work` takes."""
     known = unique(sketch.model)
     for role in sketch.roles.values():
         known += list(role.model.parameters())
@@ -38,11 +46,11 @@ def peak_of(sketch: Sketch, work: Callable[[], object]) -> int:
     for parameter in trained:  # counted as gradients, and there already in every micro-batch but the first
         parameter.grad = torch.empty_like(parameter)
     known += [p.grad for p in trained if p.grad is not None]
-    with FlashAttention(), LiveBytes(known) as live:
+    with flash_attention(), LiveBytes(known) as live:
         work()
     for parameter in trained:
         parameter.grad = None
-    return live.peak
+    return Pass(live.peak, live.total - live.peak)
 
 
 class _TiledLoss(torch.autograd.Function):
@@ -69,7 +77,7 @@ def _tiles(hidden_NH: Tensor, weight_VH: Tensor, count: float) -> None:
     hidden_NH.new_empty(round(count * size), dtype=torch.float32)
 
 
-def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
+def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     """trl's loss of a micro-batch of rows of unequal length, which need a mask, with dropout at work."""
     role: Any = sketch.model if plan.method == "full" else sketch.roles[POLICY].model
     base: Any = sketch.model if plan.method == "full" else role.get_base_model()
@@ -87,14 +95,14 @@ def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
         hidden_NH = output.last_hidden_state[:, :-1].flatten(0, 1)
         compiled = plan.model.device.startswith("cuda")
         loss_N = _TiledLoss.apply(hidden_NH, base.get_output_embeddings().weight, compiled)
-        torch.autograd.backward(loss_N.sum())
+        loss_N.sum().backward()
 
     peak = peak_of(sketch, work)
     role.eval()
     return peak
 
 
-def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
+def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     """The losses of a micro-batch of completions: policy, value and entropy."""
     device = plan.model.device if plan.model.device in MAX_CHUNK_LOGITS else "cpu"
 
@@ -117,12 +125,12 @@ def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
             reader, read_NH = VALUE, sketch.hidden_at(VALUE, tokens_BS, rows_N, rows_N, trunk_BSH)
         head = sketch.roles[reader].head
         assert head is not None
-        torch.autograd.backward(logprobs_N.sum() + head(read_NH.float()).sum())
+        (logprobs_N.sum() + head(read_NH.float()).sum()).backward()
 
     return peak_of(sketch, work)
 
 
-def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
+def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     """The loss of a micro-batch of texts, each read at its last token."""
 
     def work() -> None:
@@ -132,7 +140,7 @@ def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
         role = sketch.roles[REWARD]
         hidden_BH = sketch.hidden_at(REWARD, tokens_BS, rows_B, rows_B, trunk_BSH)
         assert role.head is not None
-        torch.autograd.backward(role.head(hidden_BH.float()).sum())
+        role.head(hidden_BH.float()).sum().backward()
 
     role: Any = sketch.roles[REWARD]
     role.model.train(bool(plan.lora.dropout) and not plan.gradient_checkpointing)
@@ -141,7 +149,7 @@ def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
     return peak
 
 
-def prefill_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
+def prefill_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     """The prompts of a rollout through the whole decoder, without gradients."""
 
     @torch.no_grad()

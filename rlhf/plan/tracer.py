@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
     """Within this, the storages that operations make are counted from the moment they are made until nobody, autograd
-    included, holds them. live and peak are bytes; `known` tensors (weights) are not counted."""
+    included, holds them. live, peak and total (of all that were ever made) are bytes; `known` tensors (weights) are not
+    counted.
+
+    Where a model asks whether something holds for a whole batch (is nothing padded, is nothing packed), it does: there
+    are no numbers to look at."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.total = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            func is torch.ops.aten._local_scalar_dense.default
+            and args[0].is_meta
+            and args[0].dtype == torch.bool
+        ):
+            return True
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
@@ -38,6 +48,7 @@ class LiveBytes(TorchDispatchMode):
         self._known.add(place)
         weakref.finalize(storage, self._freed, place, size)
         self.live += size
+        self.total += size
         self.peak = max(self.peak, self.live)
 
     def _freed(self, place: int, size: int) -> None:
@@ -45,19 +56,16 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-class FlashAttention(TorchFunctionMode):
+@contextmanager
+def flash_attention() -> Iterator[None]:
     """Within this, attention keeps what the fused kernels keep. On `meta` torch would choose the plain formula, which
-    holds every pair of positions, and no device that a stage runs on does so.
-
-    Where a model asks whether something holds for a whole batch (is nothing padded, is nothing packed), it does:
-    there are no numbers to look at, and what a mask takes is counted where there is one."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.__bool__:
-            return True
-        if func is not nn.functional.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
-        return _attention(*args, **(kwargs or {}))
+    holds every pair of positions, and no device that a stage runs on does so."""
+    before = nn.functional.scaled_dot_product_attention
+    nn.functional.scaled_dot_product_attention = _attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = before
 
 
 def _attention(

@@ -71,7 +71,11 @@ def add_shapes() -> None:
     SHAPES["llama-25m"] = Shape("llama", 512, 7, 1280, 8, 4, 6000, True)
 
 
-def measure(run: Run, folder: Path) -> dict[str, float]:
+def model_of(run: Run, work: Path) -> Path:
+    return work / "models" / run.shape
+
+
+def measure(run: Run, work: Path) -> dict[str, float]:
     """In this process: the run, and its peak above the imports."""
     import torch
     from bench.measure import PeakMemory
@@ -88,14 +92,15 @@ def measure(run: Run, folder: Path) -> dict[str, float]:
     from sft.train import run as run_sft
 
     torch.set_num_threads(1)
+    folder, base = work / run.name, str(model_of(run, work))
     model = ModelSettings(device="cpu")
     lora = LoraSettings(r=run.rank, alpha=2.0 * run.rank, dropout=run.dropout, adapter_layers=run.share)
     memory = PeakMemory("cpu")
     if run.stage == "sft":
         settings = {
-            "base": str(folder / "model"),
+            "base": base,
             "data": str(folder / "data.jsonl"),
-            "num_epochs": 2,
+            "num_epochs": 1,
             "batch_size": run.batch,
             "micro_batch_size": run.micro,
             "gradient_checkpointing": run.checkpointing,
@@ -116,11 +121,11 @@ def measure(run: Run, folder: Path) -> dict[str, float]:
         model=model,
         gradient_checkpointing=run.checkpointing,
     )
-    backbone = Backbone.load(str(folder / "model"), model, name="plan")
+    backbone = Backbone.load(base, model, name="plan")
     reward = TokenReward(lambda tokens: sum(t % 2 for t in tokens) / len(tokens), run.prompt)
     trainer = PPOTrainer(backbone, reward, config, max_tokens=run.prompt + run.completion)
     stream = PromptStream(encoded(rows(run, 4 * run.batch, run.prompt)), seed=0)
-    for _ in range(3):
+    for _ in range(2):
         batch = trainer.collect(stream)
         targets = trainer.targets(batch)
         trainer.update(batch, targets)
@@ -137,12 +142,13 @@ def rows(run: Run, count: int, length: int) -> list[list[int]]:
     return [[NUM_SPECIAL + (17 * i + 31 * j + i * j) % usable for j in range(length)] for i in range(count)]
 
 
-def prepare(run: Run, folder: Path) -> None:
+def prepare(run: Run, work: Path) -> None:
     """The model and, for sft, demonstrations whose rows have exactly the tokens that are planned for."""
     from bench.model import write_model
 
+    folder = work / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(run.shape, folder / "model")
+    write_model(run.shape, model_of(run, work))
     with (folder / "data.jsonl").open("w", encoding="utf-8") as file:
         # The codec adds a begin token to the prompt and an end token to the completion.
         for number, row in enumerate(rows(run, 4 * run.batch, run.prompt + run.completion - 2)):
@@ -189,35 +195,29 @@ def planned(run: Run) -> dict[str, Any]:
 
 
 def fitted(rows: list[dict[str, Any]]) -> str:
-    """The fixed cost and the share of idle blocks that fit these cases best, in relative terms: measured = what stays
-    + fixed + (1 + share) x what passes, all of the planned peak's phase."""
+    """The fixed cost and the share of freed bytes that fit these cases best, in relative terms: measured = what the
+    planned peak's phase holds + fixed + share x what its passes free again."""
     import numpy as np
-
-    from rlhf.plan.estimate import PASSING
 
     left, right = [], []
     for row in rows:
-        parts = next(phase["parts"] for phase in row["phases"] if phase["name"] == row["phase"])
-        passing = sum(size for name, size in parts.items() if name in PASSING) / 1e6
-        stays = (
-            sum(size for name, size in parts.items() if name not in {*PASSING, "idle blocks", "process"})
-            / 1e6
+        phase = next(phase for phase in row["phases"] if phase["name"] == row["phase"])
+        holds = (
+            sum(size for name, size in phase["parts"].items() if name not in ("idle blocks", "process")) / 1e6
         )
-        left.append([1 / row["measured_mb"], passing / row["measured_mb"]])
-        right.append((row["measured_mb"] - stays) / row["measured_mb"])
-    (fixed, factor), *_ = np.linalg.lstsq(np.array(left), np.array(right), rcond=None)
-    errors = np.array(left) @ np.array([fixed, factor]) - np.array(right)
-    return (
-        f"fixed {fixed:.1f} MB, idle share {factor - 1:.3f}; off by {', '.join(f'{e:+.1%}' for e in errors)}"
-    )
+        left.append([1 / row["measured_mb"], phase["freed"] / 1e6 / row["measured_mb"]])
+        right.append((row["measured_mb"] - holds) / row["measured_mb"])
+    (fixed, share), *_ = np.linalg.lstsq(np.array(left), np.array(right), rcond=None)
+    errors = np.array(left) @ np.array([fixed, share]) - np.array(right)
+    return f"fixed {fixed:.1f} MB, idle share {share:.3f}; off by {', '.join(f'{e:+.1%}' for e in errors)}"
 
 
-def child(step: str, run: Run, work: Path) -> None:
-    """One step of a case in a process of its own. Raises RuntimeError with the end of what it said."""
-    command = [sys.executable, __file__, "--work", str(work), "--step", step, "--only", run.name]
+def child(run: Run, work: Path) -> None:
+    """Measure a case in a process of its own. Raises RuntimeError with the end of what it said."""
+    command = [sys.executable, __file__, "--work", str(work), "--measure", "--only", run.name]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode:
-        raise RuntimeError(f"{run.name}: {step} failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"{run.name}: measuring failed: {done.stderr[-2000:]}")
 
 
 def main() -> int:
@@ -228,25 +228,22 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", help="names of the cases; default all")
     parser.add_argument("--calibration", action="store_true", help="the cases that the constants come from")
     parser.add_argument("--out", type=Path, help="write the table here as JSON")
-    parser.add_argument("--step", choices=["prepare", "measure"], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     add_shapes()
     cases = [*PROOF, *CALIBRATION] if arguments.only else CALIBRATION if arguments.calibration else PROOF
     cases = [run for run in cases if not arguments.only or run.name in arguments.only]
-    if arguments.step:
+    if arguments.measure:
         (run,) = cases
-        if arguments.step == "prepare":
-            prepare(run, arguments.work / run.name)
-        else:
-            result = measure(run, arguments.work / run.name)
-            (arguments.work / f"{run.name}.json").write_text(json.dumps(result) + "\n")
+        result = measure(run, arguments.work)
+        (arguments.work / f"{run.name}.json").write_text(json.dumps(result) + "\n")
         return 0
     table, missed = [], 0
     for run in cases:
         result = arguments.work / f"{run.name}.json"
         if not result.exists():
-            child("prepare", run, arguments.work)
-            child("measure", run, arguments.work)
+            prepare(run, arguments.work)
+            child(run, arguments.work)
         measured = json.loads(result.read_text())["peak_mb"]
         plan = planned(run)
         off = plan["peak"] / measured - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from rlhf.plan.estimate import FIXED_BYTES, cache_bytes, estimate
 from rlhf.plan.passes import update_pass
 from rlhf.plan.run import USABLE, suggested
 from rlhf.plan.sketch import POLICY, draw, merged_bytes, read_config, trained_bytes, weight_bytes
-from rlhf.plan.tracer import FlashAttention, LiveBytes
+from rlhf.plan.tracer import LiveBytes, flash_attention
 
 CPU = ModelSettings(device="cpu")
 LORA = LoraSettings(r=4, alpha=8, adapter_layers=1.0)
@@ -52,6 +53,8 @@ def test_live_bytes_by_hand() -> None:
         assert live.live == 20_000
         (torch.empty(1000, device="meta") + 1).sum()
     assert live.peak == 20_000 + 2 * 4_000  # the two tensors of 1,000 numbers, before the sum
+    # the sum itself and its result are 4 bytes each at most beside x, y, z and the two
+    assert 0 <= live.total - (20_000 + 2 * 2_000 + 2 * 4_000) <= 16
 
 
 def test_parts_by_hand(config: Any) -> None:
@@ -81,7 +84,7 @@ def test_shapes_alone_say_what_a_real_update_keeps(
 ) -> None:
     lora = LORA.model_copy(update={"adapter_layers": share})
     settings = plan(stage="ppo", lora=lora)
-    planned = update_pass(draw(config, settings), settings, 4)
+    planned = update_pass(draw(config, settings), settings, 4).live
 
     backbone = Backbone.load(tiny_model(num_layers=2), CPU)
     role = backbone.add_role(POLICY, lora, seed=0, scalar_head=True)
@@ -105,7 +108,7 @@ def test_shapes_alone_say_what_a_real_update_keeps(
     known += [
         m.merged_weight._sum for m in role.model.modules() if getattr(m, "merged_weight", None) is not None
     ]
-    with FlashAttention(), LiveBytes(known) as live:
+    with flash_attention(), LiveBytes(known) as live:
         work()
     # The sketch forms its merged weights anew and holds its micro-batch's trunk states.
     own = 4 * 32 * 32 * 4 if share < 1 else 0
@@ -123,13 +126,19 @@ def test_more_rows_take_more_and_checkpointing_less(config: Any) -> None:
         ]
         # Beyond what does not depend on the rows, twice the rows are twice the bytes.
         assert peaks[2] - peaks[1] == pytest.approx(2 * (peaks[1] - peaks[0]), rel=0.1), stage
+    deep = copy.deepcopy(config)
+    deep.num_hidden_layers = 8
     plain, less = (
-        estimate(config, plan(stage="ppo", gradient_checkpointing=on)).phases[-1].total
+        estimate(deep, plan(stage="ppo", gradient_checkpointing=on))
+        .phases[-1]
+        .parts["logits and activations"]
         for on in (False, True)
     )
-    assert less < plain
+    assert less < 0.5 * plain  # of one layer and not of eight
     full = estimate(config, plan(method="full")).phases[1].parts
-    assert full["gradients"] == full["weights"] - 4 * 8 or full["gradients"] <= full["weights"]
+    assert (
+        0 <= full["weights"] - full["gradients"] <= 64
+    )  # the angles of the rotary positions are not trained
     assert full["optimizer"] == 2 * full["gradients"]
 
 
