@@ -12,7 +12,7 @@ held-out instructions.
                stories                                both       replayed rows, and KL to the base on all tokens
 
 What is asked: replay at least halves the forgetting of `none` in every seed, and their intervals do not touch; ends
-with 1 otherwise. With --work DIR a proof that was stopped goes on. About two minutes a
+with 1 otherwise. With --work DIR a proof that was stopped goes on. One to three minutes a
 variant on one core.
 """
 

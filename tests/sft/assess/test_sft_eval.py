@@ -180,6 +180,19 @@ def test_the_base_against_itself_gains_and_loses_nothing(
     assert metrics["nll_few_shot"] != metrics["nll_base"]
 
 
+def test_a_method_that_cannot_merge_is_examined_by_its_adapter(world: World) -> None:
+    method = "prompt-tuning"
+    options = ["--base", "models/base", "--data", "train.jsonl", "--method", method, "--virtual-tokens", "4"]
+    options += ["--num-epochs", "1", "--num-samples", "0", "--model.device", "cpu"]
+    out = str(world.root / "runs" / method)
+    assert main(["sft", "--workspace", str(world.root), *options, "--out", out]) == 0
+    small = ["--data", "held.jsonl", "--shots", "0", "--num-own", "0", "--num-probes", "0"]
+    assert world.evaluate("--model", f"runs/{method}", *small) == 0
+    metrics = read_manifest(world.root / "runs" / f"{method}-eval").metrics
+    assert metrics["nll_base"] == pytest.approx(world.result["metrics"]["nll_base"])
+    assert metrics["nll"] != pytest.approx(metrics["nll_base"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
