@@ -3,7 +3,7 @@
     python scripts/prove/forgetting.py --data DIR [--variants none replay kl kl-replay both] [--seeds 1] [--work DIR]
 
 DIR holds the real texts and the small pretrained model, which has read nothing but children's stories. It is tuned on
-instructions; 60 stories that no training sees say what it has forgotten: the rise of nats per token. The rise on what
+instructions; 60 stories that no tuning sees say what it has forgotten: the rise of nats per token. The rise on what
 the base says of its own accord (an estimate of KL(base || tuned)) stands beside it, and what was learned: the fall on
 held-out instructions.
 
@@ -12,8 +12,7 @@ held-out instructions.
                stories                                both       replayed rows, and KL to the base on all tokens
 
 What is asked: replay at least halves the forgetting of `none` in every seed, and their intervals do not touch; ends
-with 1 otherwise. With --work DIR a proof that was stopped goes on. One to three minutes a
-variant on one core.
+with 1 otherwise. With --work DIR a proof that was stopped goes on. One to three minutes a variant on one core.
 """
 
 from __future__ import annotations

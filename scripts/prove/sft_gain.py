@@ -8,8 +8,8 @@ children's stories). For each seed another 150 instructions are held out; LoRA i
 Examples come from the training rows, as many as fit, joined in the way that makes training answers likelier.
 
 What is asked: the tuned model gains over few-shot prompting in token F1 and in nats per token, with intervals above 0,
-for every k and seed; ends with 1 otherwise. With --work DIR a proof that was stopped goes on. About two minutes a seed on one
-core.
+for every k and seed; ends with 1 otherwise. With --work DIR a proof that was stopped goes on. About two minutes a seed
+on one core.
 """
 
 from __future__ import annotations
