@@ -141,11 +141,11 @@ def test_who_is_not_believed_in_training_is_not_in_validation(
         turned = one | {"chosen": one["rejected"], "rejected": one["chosen"], "annotator_id": "c"}
         rows += [one | {"annotator_id": "a"}, one | {"annotator_id": "b"}, turned]
     write_rows(workspace.workspace / "preferences.jsonl", rows)
-    out = trained(workspace, reward_config(rater_weights="dawid-skene", rater_labels=labels))
+    out = trained(workspace, reward_config(rater_weights="dawid-skene", rater_labels=labels, num_epochs=4))
     raters = {row["annotator_id"]: row for row in read_manifest(out).extra["raters"]}
     assert raters["c"]["weight"] == 0
     assert raters["a"]["reliability_se"] > 0
-    assert min(row["validation_loss"] for row in read_metrics(out / "metrics.jsonl")) < 0.4
+    assert min(row["validation_loss"] for row in read_metrics(out / "metrics.jsonl")) < 0.6
     assert rule_share(workspace, attached(workspace, out)) >= 0.8
 
 
