@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from feedback_app.store.engine import Store
+from rlhf.loop.gates.data import raters_one_by_one
 from rlhf.loop.retrain.config import RetrainConfig
 from rlhf.loop.retrain.news import News, any_new, drift_alerts, news
 from rlhf.loop.retrain.rounds import Rounds
@@ -51,6 +52,8 @@ def look(store: Store, config: RetrainConfig, rounds: Rounds, *, now: float | No
         reason = (
             f"raters agree on {agreed.raw:.2f} of the {agreed.n_items} new pairs that two answered; {wanted}"
         )
+        one_by_one = raters_one_by_one(found, config.gates)
+        reason += "" if one_by_one.passed else f"; {one_by_one.reason}"
         return Due(False, reason, found, alerts)
     why = f"drift: {alerts[0]}" if drifting and found.num_new < settings.min_new else ""
     return Due(True, why or f"{found.num_new} new comparisons {since}", found, alerts)

@@ -44,6 +44,7 @@ def test_new_comparisons_cooldown_and_agreement_are_asked_in_turn(world: World) 
     # Of two raters of a pair, ann says first and the others second: with her in it a pair never agrees.
     apart = look(world.store, with_trigger(world, cooldown_s=0, min_agreement=0.9), world.rounds)
     assert "raters agree on" in apart.reason
+    assert "contradicts the others: ann agrees with the others on 0.00" in apart.reason
     assert not apart.is_due
 
 
