@@ -1,9 +1,9 @@
 """Peak memory of a stage: the largest of its phases, each a sum of named parts in bytes.
 
 What tensors take is counted (`passes`). What the process takes beyond them on a CPU was measured
-(`docs/operations.md`): a fixed cost of threads, code and small objects, and a share of what a pass has freed, since
-glibc often cannot use an aligned block again and it lies idle. On a GPU the figures are what torch allocates; the
-driver's own share (0.3 to 0.6 GB) comes on top.
+(`docs/operations.md`): a fixed cost of threads, code and small objects, and idle blocks in proportion to what a pass
+has alive, since glibc often cannot use an aligned block again once it was freed. On a GPU the figures are what torch
+allocates; the driver's own share (0.3 to 0.6 GB) comes on top.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from rlhf.plan.sketch import (
     weight_bytes,
 )
 
-# Measured on a CPU with models of 2 to 30 million parameters (`docs/operations.md`).
-FIXED_BYTES = {"sft": 75e6, "reward": 45e6, "ppo": 45e6}
-IDLE_SHARE = 0.5
+# Measured on a CPU with models that are none of the proof's (`docs/operations.md`); reward's are taken from ppo, whose
+# passes are alike.
+FIXED_BYTES = {"sft": 54e6, "reward": 27e6, "ppo": 27e6}
+IDLE_SHARE = {"sft": 2.46, "reward": 1.0, "ppo": 1.0}
+# Parts that come and go with every pass, and leave idle blocks behind.
+PASSING = ("activations", "logits and activations", "prefill")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A time of the run and what is alive in it, in bytes by name. freed: what its passes make and free again."""
+    """A time of the run and what is alive in it, in bytes by name."""
 
     name: str
     parts: dict[str, int]
-    freed: int = 0
 
     @property
     def total(self) -> int:
@@ -70,9 +72,12 @@ def _with_process(phase: Phase, plan: PlanConfig) -> Phase:
     """The phase with what a process on a CPU takes beyond its tensors."""
     if not on_cpu(plan):
         return phase
-    extra = {"idle blocks": round(IDLE_SHARE * phase.freed), "process": round(FIXED_BYTES[plan.stage])}
-    parts = {name: size for name, size in (phase.parts | extra).items() if size}
-    return Phase(phase.name, parts, phase.freed)
+    passing = sum(size for name, size in phase.parts.items() if name in PASSING)
+    extra = {
+        "idle blocks": round(IDLE_SHARE[plan.stage] * passing),
+        "process": round(FIXED_BYTES[plan.stage]),
+    }
+    return Phase(phase.name, {name: size for name, size in (phase.parts | extra).items() if size})
 
 
 def _learned(trained: int) -> dict[str, int]:
@@ -87,8 +92,7 @@ def _sft(sketch: Sketch, plan: PlanConfig) -> list[Phase]:
     best = {"best step": trained}
     phases = [Phase("loading", {"weights": weights, "file": weights})]
     passes = sft_pass(sketch, plan, min(plan.micro_batch_size, plan.batch_size))
-    training = own | _learned(trained) | best | {"activations": passes.live}
-    phases.append(Phase("training", training, passes.freed))
+    phases.append(Phase("training", own | _learned(trained) | best | {"activations": passes}))
     merged = weights if full else adapted_bytes(sketch, POLICY)
     saving = own | _learned(trained) | best | {"merged copy": 0 if full else merged}
     phases.append(Phase("saving", saving))
@@ -107,7 +111,7 @@ def _reward(sketch: Sketch, plan: PlanConfig) -> list[Phase]:
     passes = reward_pass(sketch, plan, plan.micro_batch_size)
     return [
         Phase("loading", {"weights": weights, "file": weights}),
-        Phase("training", own | {"activations": passes.live}, passes.freed),
+        Phase("training", own | {"activations": passes}),
     ]
 
 
@@ -126,15 +130,14 @@ def _ppo(sketch: Sketch, plan: PlanConfig) -> list[Phase]:
     sampling = own | {name: 2 * size for name, size in states.items()}
     sampling |= {"key/value cache": cache_bytes(sketch, plan), "arranged weights": _arranged(sketch, plan)}
     prefill = own | {"key/value cache": cache_bytes(sketch, plan)}
-    first = prefill_pass(sketch, plan, plan.batch_size)
-    prefill["prefill"] = first.live
+    prefill["prefill"] = prefill_pass(sketch, plan, plan.batch_size)
     passes = update_pass(sketch, plan, min(plan.micro_batch_size, plan.batch_size))
     update = own | states | {"gradients": trained, "merged weights": merged}
     return [
         Phase("loading", {"weights": weights, "file": weights}),
-        Phase("prompts", prefill, first.freed),
+        Phase("prompts", prefill),
         Phase("sampling", sampling),
-        Phase("update", update | {"logits and activations": passes.live}, passes.freed),
+        Phase("update", update | {"logits and activations": passes}),
     ]
 
 

@@ -7,7 +7,6 @@ there changes the estimate too; trl's loss in sft is followed by hand. Optimizer
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,17 +25,8 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32_768
 FORWARD_TILES, BACKWARD_TILES = 4.25, 8.25
 
 
-@dataclass(frozen=True)
-class Pass:
-    """Bytes that a pass has alive at its peak, and bytes that it makes and frees again beside them, beyond the base's
-    and the adapters' own and their gradients."""
-
-    live: int
-    freed: int
-
-
-def peak_of(sketch: Sketch, work: Callable[[], object]) -> Pass:
-    """What `work` takes."""
+def peak_of(sketch: Sketch, work: Callable[[], object]) -> int:
+    """Bytes alive at once while `work` runs, beyond the base's and the adapters' own and their gradients."""
     known = unique(sketch.model)
     for role in sketch.roles.values():
         known += list(role.model.parameters())
@@ -50,7 +40,7 @@ def peak_of(sketch: Sketch, work: Callable[[], object]) -> Pass:
         work()
     for parameter in trained:
         parameter.grad = None
-    return Pass(live.peak, live.total - live.peak)
+    return live.peak
 
 
 class _TiledLoss(torch.autograd.Function):
@@ -77,7 +67,7 @@ def _tiles(hidden_NH: Tensor, weight_VH: Tensor, count: float) -> None:
     hidden_NH.new_empty(round(count * size), dtype=torch.float32)
 
 
-def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
+def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
     """trl's loss of a micro-batch of rows of unequal length, which need a mask, with dropout at work."""
     role: Any = sketch.model if plan.method == "full" else sketch.roles[POLICY].model
     base: Any = sketch.model if plan.method == "full" else role.get_base_model()
@@ -102,7 +92,7 @@ def sft_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     return peak
 
 
-def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
+def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
     """The losses of a micro-batch of completions: policy, value and entropy."""
     device = plan.model.device if plan.model.device in MAX_CHUNK_LOGITS else "cpu"
 
@@ -130,7 +120,7 @@ def update_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     return peak_of(sketch, work)
 
 
-def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
+def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
     """The loss of a micro-batch of texts, each read at its last token."""
 
     def work() -> None:
@@ -149,7 +139,7 @@ def reward_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
     return peak
 
 
-def prefill_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> Pass:
+def prefill_pass(sketch: Sketch, plan: PlanConfig, rows: int) -> int:
     """The prompts of a rollout through the whole decoder, without gradients."""
 
     @torch.no_grad()

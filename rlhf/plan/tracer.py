@@ -15,15 +15,14 @@ from torch.utils._pytree import tree_iter
 
 class LiveBytes(TorchDispatchMode):
     """Within this, the storages that operations make are counted from the moment they are made until nobody, autograd
-    included, holds them. live, peak and total (of all that were ever made) are bytes; `known` tensors (weights) are not
-    counted.
+    included, holds them. live and peak are bytes; `known` tensors (weights) are not counted.
 
     Where a model asks whether something holds for a whole batch (is nothing padded, is nothing packed), it does: there
     are no numbers to look at."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.live = self.peak = self.total = 0
+        self.live = self.peak = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +47,6 @@ class LiveBytes(TorchDispatchMode):
         self._known.add(place)
         weakref.finalize(storage, self._freed, place, size)
         self.live += size
-        self.total += size
         self.peak = max(self.peak, self.live)
 
     def _freed(self, place: int, size: int) -> None:

@@ -195,21 +195,27 @@ def planned(run: Run) -> dict[str, Any]:
 
 
 def fitted(rows: list[dict[str, Any]]) -> str:
-    """The fixed cost and the share of freed bytes that fit these cases best, in relative terms: measured = what the
-    planned peak's phase holds + fixed + share x what its passes free again."""
+    """The fixed cost and the share of idle blocks that fit these cases best, in relative terms: measured = what stays
+    + fixed + (1 + share) x what passes, all of the planned peak's phase."""
     import numpy as np
+
+    from rlhf.plan.estimate import PASSING
 
     left, right = [], []
     for row in rows:
-        phase = next(phase for phase in row["phases"] if phase["name"] == row["phase"])
-        holds = (
-            sum(size for name, size in phase["parts"].items() if name not in ("idle blocks", "process")) / 1e6
+        parts = next(phase["parts"] for phase in row["phases"] if phase["name"] == row["phase"])
+        passing = sum(size for name, size in parts.items() if name in PASSING) / 1e6
+        stays = (
+            sum(size for name, size in parts.items() if name not in {*PASSING, "idle blocks", "process"})
+            / 1e6
         )
-        left.append([1 / row["measured_mb"], phase["freed"] / 1e6 / row["measured_mb"]])
-        right.append((row["measured_mb"] - holds) / row["measured_mb"])
-    (fixed, share), *_ = np.linalg.lstsq(np.array(left), np.array(right), rcond=None)
-    errors = np.array(left) @ np.array([fixed, share]) - np.array(right)
-    return f"fixed {fixed:.1f} MB, idle share {share:.3f}; off by {', '.join(f'{e:+.1%}' for e in errors)}"
+        left.append([1 / row["measured_mb"], passing / row["measured_mb"]])
+        right.append((row["measured_mb"] - stays) / row["measured_mb"])
+    (fixed, factor), *_ = np.linalg.lstsq(np.array(left), np.array(right), rcond=None)
+    errors = np.array(left) @ np.array([fixed, factor]) - np.array(right)
+    return (
+        f"fixed {fixed:.1f} MB, idle share {factor - 1:.3f}; off by {', '.join(f'{e:+.1%}' for e in errors)}"
+    )
 
 
 def child(run: Run, work: Path) -> None:

@@ -53,8 +53,6 @@ def test_live_bytes_by_hand() -> None:
         assert live.live == 20_000
         (torch.empty(1000, device="meta") + 1).sum()
     assert live.peak == 20_000 + 2 * 4_000  # the two tensors of 1,000 numbers, before the sum
-    # the sum itself and its result are 4 bytes each at most beside x, y, z and the two
-    assert 0 <= live.total - (20_000 + 2 * 2_000 + 2 * 4_000) <= 16
 
 
 def test_parts_by_hand(config: Any) -> None:
@@ -84,7 +82,7 @@ def test_shapes_alone_say_what_a_real_update_keeps(
 ) -> None:
     lora = LORA.model_copy(update={"adapter_layers": share})
     settings = plan(stage="ppo", lora=lora)
-    planned = update_pass(draw(config, settings), settings, 4).live
+    planned = update_pass(draw(config, settings), settings, 4)
 
     backbone = Backbone.load(tiny_model(num_layers=2), CPU)
     role = backbone.add_role(POLICY, lora, seed=0, scalar_head=True)
