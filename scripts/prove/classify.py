@@ -5,7 +5,7 @@
 Beginnings of stories of the shared data up to the first "he" or "she", which is the label: names and kinds of animals
 tell it, and the story model has read more of them than the training texts hold. It is made a classifier with LoRA and
 with all weights (`rlhf classify`). A tenth of the texts have a planted near-copy. Ends with 1 unless LoRA leads the
-most frequent label clearly and the bag of words does not lead LoRA clearly (95 % intervals of the difference in macro F1),
+most frequent label clearly and the bag of words does not lead LoRA clearly (95 % intervals of the lead in macro F1),
 its calibration error on test is at most 0.08, every near-copy is in the split of its original, and plain transformers
 with peft gives the same probabilities. Each part is kept in --out: a second call goes on.
 
