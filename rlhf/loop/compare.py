@@ -20,9 +20,10 @@ from typing import Any
 
 from feedback_app.store.engine import Store
 from rlhf.core.errors import ConfigError, GuardStop, RlhfError, Stopped
-from rlhf.core.files import read_rows, write_json, write_text
+from rlhf.core.files import read_numbered, read_rows, write_json, write_text
 from rlhf.core.guards import SignalGuard
 from rlhf.core.inputs import find_model, find_path, required
+from rlhf.core.records import Prompt
 from rlhf.core.run import Launch, Run, Workspace, is_finished
 from rlhf.core.stats import bootstrap_mean
 from rlhf.loop.compare_config import BEST_OF_N, CompareConfig
@@ -70,7 +71,7 @@ def run(config: CompareConfig, launch: Launch) -> None:
             except GuardStop as error:
                 failed[name] = str(error)
                 print(f"compare: {name} failed: {error}", file=sys.stderr)
-        result = collect(config, record.path, [(m, n) for m, _, n in names if n not in failed])
+        result = collect(config, launch, record.path, [(m, n) for m, _, n in names if n not in failed])
         artifacts = _register(config, launch, record.path, names)
         result |= {
             "failed": failed,
@@ -165,33 +166,38 @@ def _child(
 # ---- what came out -------------------------------------------------------------------------------------------
 
 
-def collect(config: CompareConfig, out: Path, runs: list[tuple[str, str]]) -> dict[str, Any]:
+def collect(config: CompareConfig, launch: Launch, out: Path, runs: list[tuple[str, str]]) -> dict[str, Any]:
     """The figures of all methods, the best first. runs: (method, name) of those that are finished."""
+    heldout = read_numbered(find_path(str(config.heldout), launch), Prompt)
+    group_of = {prompt.prompt_id: prompt.group_id for _, prompt in heldout}
     methods = []
     for method in config.names:
         names = [name for of, name in runs if of == method]
         if names:
-            methods.append(_row(config, out, method, names))
+            methods.append(_row(config, out, method, names, group_of))
     methods.sort(key=lambda row: -row["win_rate"])
     return {"methods": methods, "budget": config.budget, "seeds": config.seeds, "judge": str(config.judge)}
 
 
-def _row(config: CompareConfig, out: Path, method: str, names: list[str]) -> dict[str, Any]:
-    """One method: the wins of all its runs together, means of the rest."""
+def _row(
+    config: CompareConfig, out: Path, method: str, names: list[str], group_of: dict[str, str]
+) -> dict[str, Any]:
+    """One method: the wins of all its runs together, means of the rest. group_of: the group of each prompt id."""
     results = [json.loads(Place.of(out, name).result.read_text(encoding="utf-8")) for name in names]
-    wins, groups = [], []
+    wins, prompts = [], []
     for name in names:
         for _, pair in read_rows(Place.of(out, name).evaluation / "pairs.jsonl"):
             wins.append(float(pair["win"]))
-            groups.append(pair["prompt_id"])
-    win = bootstrap_mean(wins, groups=groups, seed=config.seed)
+            prompts.append(pair["prompt_id"])
+    # As in `rlhf evaluate`: prompts of one group are not independent, nor are the runs' answers to one prompt.
+    win = bootstrap_mean(wins, groups=[group_of[prompt] for prompt in prompts], seed=config.seed)
     row: dict[str, Any] = {
         "method": method,
         "win_rate": win.mean,
         "win_rate_low": win.low,
         "win_rate_high": win.high,
         "better": win.low > 0.5,
-        "num_prompts": len(set(groups)),
+        "num_prompts": len(set(prompts)),
         "single_win_rates": [result["win_rate"] for result in results],
         "kl_is_bound": any(result.get("kl_is_bound") for result in results),
     }

@@ -42,7 +42,7 @@ def _headline(rows: Sequence[Row], config: CompareConfig) -> str:
         (budget_words(config), "for the training of each"),
     ]
     cheapest = min((row for row in trained if row["better"]), key=lambda row: row["used"], default=None)
-    if cheapest is not None:
+    if cheapest is not None and cheapest["used"] < 0.95:
         cards.append((cheapest["method"], f"used least of it: {_percent(cheapest['used'])}"))
     return html.cards(cards) + html.paragraph(_verdict(rows))
 
@@ -144,14 +144,14 @@ def _price(rows: Sequence[Row], config: CompareConfig) -> str:
     if any(seconds.values()):
         figures.append(
             html.figure(
-                plots.bar_plot(seconds, "Seconds of training", "", "seconds"),
+                _dots(seconds, "Seconds of training", "seconds"),
                 "Measured in each run, without loading, evaluations and checkpoints.",
             )
         )
     if known:
         figures.append(
             html.figure(
-                plots.bar_plot(known, "Peak memory", "", "GiB"),
+                _dots(known, "Peak memory", "GiB"),
                 "Of the process that trained, imports included." if config.isolate else "",
             )
         )
@@ -161,6 +161,12 @@ def _price(rows: Sequence[Row], config: CompareConfig) -> str:
         "answer pay that again for every answer they give."
     )
     return html.figures(figures) + table + html.paragraph(words)
+
+
+def _dots(values: Mapping[str, float], title: str, unit: str) -> bytes:
+    """One line per method: their names would run into each other below bars."""
+    rows = [plots.Row(f"{name}  {value:.3g}", value, value, value, name) for name, value in values.items()]
+    return plots.interval_plot(rows, title, unit)
 
 
 def _method(result: Mapping[str, Any], config: CompareConfig) -> str:

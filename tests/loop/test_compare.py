@@ -174,6 +174,6 @@ def test_without_a_backbone_it_is_the_embedded_world(tmp_path: Path) -> None:
     dpo, ppo = settings_of(config, "dpo", 0), settings_of(config, "ppo", 0)
     assert isinstance(dpo, PreferConfig)
     assert isinstance(ppo, BudgetedPPOConfig)
-    assert (dpo.beta, dpo.optim.lr) == (0.2, 1e-3)
+    assert (dpo.beta, dpo.optim.lr, dpo.batch_size) == (0.2, 3e-3, 16)
     assert (ppo.optim.lr, ppo.num_prompts) == (5e-4, 64)
     assert ppo.reward == str(tmp_path / "runs" / "reward")
