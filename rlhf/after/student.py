@@ -142,7 +142,7 @@ class StudentTrainer:
         where = f"step {self.step + 1}"
         require_finite(where, loss=sums["loss"], grad_norm=norm)
         self.optimizer.step()
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
