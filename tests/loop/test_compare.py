@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from rlhf.loop import compare
 from rlhf.loop.compare_config import CompareConfig
 from rlhf.loop.compare_method import BudgetedPPOConfig, Place, settings_of
 from rlhf.loop.registry import Registry
+from rlhf.ppo.picture import RunPicture
+from rlhf.preference import save
 from rlhf.preference.config import PreferConfig
 
 NOUNS = ("cat", "mat", "birds", "man", "tale", "rain", "sun", "order")
@@ -41,6 +44,15 @@ SMALL = (
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(autouse=True)
+def no_pictures_of_runs() -> Iterator[None]:
+    """Drawing them takes longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(save, "draw_offline", lambda *_: None)
+        patch.setattr(RunPicture, "draw", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture
