@@ -2,8 +2,8 @@
 
     python scripts/prove/memorisation.py --out DIR [--data SHARED_DATA] [--epochs 12] [--epsilon 8] [--per-group 6]
 
-The story model of the shared data is tuned on continuations of stories with canaries among them, once as usual and once
-with DP-SGD on the same rows and settings. `rlhf memorisation` then measures the exposure of the canaries (Carlini et
+The story model of the shared data is tuned on instructions with canaries among them, once as usual and once with
+DP-SGD on the same rows and settings; validated at the end only, since what is learned by heart comes late. `rlhf memorisation` then measures the exposure of the canaries (Carlini et
 al., arXiv:1802.08232). Each part is a command of rlhf whose directory is kept in --out: a second call goes on. Ends
 with 1 unless exposure grows with repetition, canaries that were never put in stay at chance, and under DP-SGD the
 canaries that were put in most often are no more exposed than chance by more than a bit and a half.
@@ -26,7 +26,7 @@ from rlhf.cli import main as rlhf
 from rlhf.core.run import is_finished, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NUM_STORIES = 300
+NUM_ROWS = 300
 REPEATS = (1, 4, 16)
 SLACK_BITS = 1.5
 
@@ -54,17 +54,17 @@ def main() -> int:
 
 
 def plant(options: argparse.Namespace) -> Path:
-    """Demonstrations from the stories, with canaries among them."""
+    """Short instructions with their answers, and canaries among them."""
     demonstrations, planted = options.out / "demonstrations.jsonl", options.out / "planted"
     if not planted.exists():
-        text = (options.data / "tinystories" / "train_first2MiB.txt").read_text(encoding="utf-8")
-        stories = [story.strip().split(". ") for story in text.split("<|endoftext|>")]
+        path = options.data / "instructions" / "instruction-data.json"
+        given = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            {"prompt": f"{story[0]}.", "completion": f"{'. '.join(story[1:3])}."}
-            for story in stories
-            if len(story) > 4 and len(story[0]) < 120 and len(story[1] + story[2]) < 200
+            {"prompt": f"{row['instruction']} {row['input']}".strip(), "completion": row["output"]}
+            for row in given
+            if 0 < len(row["output"]) < 120 and len(row["instruction"]) + len(row["input"]) < 160
         ]
-        lines = [json.dumps(row) for row in rows[:NUM_STORIES]]
+        lines = [json.dumps(row) for row in rows[:NUM_ROWS]]
         demonstrations.write_text("\n".join(lines) + "\n", encoding="utf-8")
         command = ["canaries", str(demonstrations), "--out", str(planted), "--seed", str(options.seed)]
         command += ["--per-group", str(options.per_group), "--repeats", *map(str, REPEATS)]
@@ -80,7 +80,8 @@ def tune(options: argparse.Namespace, name: str, data: Path, base: Path, extra: 
         command = ["sft", "--base", str(base), "--data", str(data), "--out", str(out)]
         command += ["--num-epochs", str(options.epochs), "--patience", str(options.epochs)]
         command += ["--batch-size", "16", "--micro-batch-size", "16", "--num-samples", "0"]
-        command += ["--lora.r", "32", "--lora.alpha", "64", "--lora.dropout", "0", "--optim.lr", "5e-3"]
+        command += ["--lora.r", "32", "--lora.alpha", "64", "--lora.dropout", "0", "--optim.lr", "3e-3"]
+        command += ["--eval-steps", "100000"]
         command += ["--seed", str(options.seed), "--model.device", "cpu", *extra]
         run(command + (["--resume"] if (out / "manifest.json").exists() else []))
         print(f"{name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
