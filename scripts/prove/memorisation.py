@@ -3,10 +3,11 @@
     python scripts/prove/memorisation.py --out DIR [--data SHARED_DATA] [--epochs 12] [--epsilon 8] [--per-group 6]
 
 The story model of the shared data is tuned on instructions with canaries among them, once as usual and once with
-DP-SGD on the same rows and settings; validated at the end only, since what is learned by heart comes late. `rlhf memorisation` then measures the exposure of the canaries (Carlini et
-al., arXiv:1802.08232). Each part is a command of rlhf whose directory is kept in --out: a second call goes on. Ends
-with 1 unless exposure grows with repetition, canaries that were never put in stay at chance, and under DP-SGD the
-canaries that were put in most often are no more exposed than chance by more than a bit and a half.
+DP-SGD on the same rows and settings; validated at the end only, since what is learned by heart comes late. `rlhf
+memorisation` then measures the exposure of the canaries (Carlini et al., arXiv:1802.08232). Each part is a command of
+rlhf whose directory is kept in --out: a second call goes on. Ends with 1 unless exposure grows with repetition,
+canaries that were never put in stay at chance, and under DP-SGD the canaries that were put in most often are no more
+exposed than chance by more than a bit and a half.
 """
 
 from __future__ import annotations
