@@ -26,10 +26,9 @@ from rlhf.plan.sketch import (
     weight_bytes,
 )
 
-# Measured on a CPU with models that are none of the proof's (`docs/operations.md`); reward's are taken from ppo, whose
-# passes are alike.
+# Measured on a CPU (`docs/operations.md` says with which runs); reward's are taken from ppo, whose passes are alike.
 FIXED_BYTES = {"sft": 54e6, "reward": 27e6, "ppo": 27e6}
-IDLE_SHARE = {"sft": 2.46, "reward": 1.0, "ppo": 1.0}
+IDLE_SHARE = {"sft": 2.46, "reward": 0.65, "ppo": 0.65}
 # Parts that come and go with every pass, and leave idle blocks behind.
 PASSING = ("activations", "logits and activations", "prefill")
 
