@@ -110,7 +110,7 @@ def test_linear_adds_the_factors(
         assert row["over_result"] == pytest.approx(row["loss"] - rows[0]["loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("how", ["ties", "dare_linear", "dare_ties"])
+@pytest.mark.parametrize("how", ["ties", "dare_linear"])
 def test_sparse_blends_repeat_with_their_seed(
     launch: Launch, adapter: Callable[..., Path], out: Path, how: str
 ) -> None:
