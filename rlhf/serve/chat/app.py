@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any
 
@@ -47,8 +47,17 @@ Me = Annotated[Person, Depends(current_person)]
 class GuestGate(Gate):
     """The gate, where whoever has no session is the guest. Host, origin and size are checked all the same."""
 
-    def __init__(self, app: ASGIApp, *, guest: Person, **options: Any) -> None:
-        super().__init__(app, **options)
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        guest: Person,
+        store: Store,
+        hosts: Iterable[str] = (),
+        listens_everywhere: bool = False,
+        secure: bool = False,
+    ) -> None:
+        super().__init__(app, store=store, hosts=hosts, listens_everywhere=listens_everywhere, secure=secure)
         self.guest = guest
 
     async def _recognise(self, scope: Scope, headers: Headers) -> None:
