@@ -19,7 +19,7 @@ target is missed. About four minutes for the world and three a run on one core (
 Settings, for those who look for a better one:
     half      adapters of rank 16 on the upper half of the layers, 3 epochs: what the targets are asked of
     all       on all layers, 6 epochs           full      every weight, 3 epochs
-    four      `all` from 834 prompts with four replies each, of which all six pairs are compared
+    four      from 834 prompts with four replies each, of which all six pairs are compared
     ensemble  the mean of four adapters on all layers, each with a resample of the prompts
     wide      `all` on a world of width 256 (4 layers, 3.1 M parameters), pretrained and tuned as the other
     clean     `all` with 20 answers to each comparison: what is left without the noise of a single answer
@@ -80,7 +80,7 @@ SETTINGS = {
     "half": Setting(),
     "all": Setting(layers=1.0, epochs=6),
     "full": Setting(method="full", lr=5e-4),
-    "four": Setting(layers=1.0, epochs=6, replies=4),
+    "four": Setting(replies=4),
     "ensemble": Setting(layers=1.0, epochs=4, members=4),
     "wide": Setting(layers=1.0, epochs=4, width=256),
     "clean": Setting(layers=1.0, epochs=6, answers=20),
