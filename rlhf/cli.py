@@ -68,6 +68,18 @@ COMMANDS: dict[str, Command] = {
         "rlhf.demo.run:run",
         "the whole loop in an embedded world, with a report at the end",
     ),
+    "doctor": Command(
+        "rlhf.doctor.config:DoctorConfig",
+        "rlhf.doctor.run:run",
+        "versions, devices, memory, disk and store: what is missing, and how to get it",
+        launch=("json",),
+    ),
+    "plan": Command(
+        "rlhf.plan.config:PlanConfig",
+        "rlhf.plan.run:run",
+        "what a stage will need of memory, and the micro-batch that fits",
+        launch=("config", "json"),
+    ),
     "prepare": Command(
         "sft.prepare.config:PrepareConfig",
         "sft.prepare.run:run",
@@ -80,6 +92,12 @@ COMMANDS: dict[str, Command] = {
         "supervised tuning on demonstrations; the result is the backbone of the round",
         training=True,
     ),
+    "sft-eval": Command(
+        "sft.assess.config:SFTEvalConfig",
+        "sft.assess.run:run",
+        "what supervised tuning gained over the base and over few-shot prompting, and what it lost",
+        launch=("config", "out", "force", "print_config"),
+    ),
     "classify": Command(
         "sft.classify.config:ClassifyConfig",
         "sft.classify.train:run",
@@ -91,12 +109,6 @@ COMMANDS: dict[str, Command] = {
         "sft.classify.predict:run",
         "label the texts of a file with a classifier",
         launch=("out", "force"),
-    ),
-    "sft-eval": Command(
-        "sft.assess.config:SFTEvalConfig",
-        "sft.assess.run:run",
-        "what supervised tuning gained over the base and over few-shot prompting, and what it lost",
-        launch=("config", "out", "force", "print_config"),
     ),
     "canaries": Command(
         "sft.privacy.config:CanariesConfig",
@@ -186,18 +198,6 @@ COMMANDS: dict[str, Command] = {
         "tune the policy without a critic: dpo, ipo, robust, kto, orpo, cpo, simpo, grpo, rloo, online-dpo, raft",
         training=True,
     ),
-    "serve": Command(
-        "rlhf.serve.config:ServeConfig",
-        "rlhf.serve.server:run",
-        "an OpenAI-compatible endpoint for the champion, or for one model",
-        launch=("config", "print_config"),
-    ),
-    "chat": Command(
-        "rlhf.serve.config:ChatConfig",
-        "rlhf.serve.chat.app:run",
-        "a chat page against an endpoint; thumbs, choices and corrections become ratings",
-        launch=("config", "print_config"),
-    ),
     "best-of-n": Command(
         "rlhf.preference.config:BestOfNConfig",
         "rlhf.preference.best_of_n:run",
@@ -243,17 +243,17 @@ COMMANDS: dict[str, Command] = {
         "from a checkpoint to the ratings it rests on, and from a rating to what learned from it",
         launch=("out",),
     ),
-    "doctor": Command(
-        "rlhf.doctor.config:DoctorConfig",
-        "rlhf.doctor.run:run",
-        "versions, devices, memory, disk and store: what is missing, and how to get it",
-        launch=("json",),
+    "serve": Command(
+        "rlhf.serve.config:ServeConfig",
+        "rlhf.serve.server:run",
+        "an OpenAI-compatible endpoint for the champion, or for one model",
+        launch=("config", "print_config"),
     ),
-    "plan": Command(
-        "rlhf.plan.config:PlanConfig",
-        "rlhf.plan.run:run",
-        "what a stage will need of memory, and the micro-batch that fits",
-        launch=("config", "json"),
+    "chat": Command(
+        "rlhf.serve.config:ChatConfig",
+        "rlhf.serve.chat.app:run",
+        "a chat page against an endpoint; thumbs, choices and corrections become ratings",
+        launch=("config", "print_config"),
     ),
     "merge": Command(
         "rlhf.after.config:MergeConfig",

@@ -84,8 +84,8 @@ def page(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     best, first = ordered[0], rows[0]
     told = (
         f"Trial {best['trial']} has the lowest validation loss, {best[LOSS]:.4f}; the settings as they were given, "
-        f"trial 0, have {first[LOSS]:.4f}. The lowest of many losses on the same rows flatters a little: what the chosen "
-        "settings are worth is for a test set to say, which the search has not seen."
+        f"trial 0, have {first[LOSS]:.4f}. The lowest of many losses on the same rows flatters a little: what the "
+        "chosen settings are worth is for a test set to say, which the search has not seen."
     )
     table = [{name: row[name] for name in ("trial", *names, *FIGURES)} for row in ordered]
     pictures = [

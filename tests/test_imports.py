@@ -35,7 +35,15 @@ MAY_IMPORT = {
     "rlhf.ppo": {"rlhf.core (torch-free)", "rlhf.core", "reward"},
     "rlhf.preference": {"rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo"},
     "rlhf.loop": {
-        *("rlhf.core (torch-free)", "rlhf.core", "sft", "reward", "rlhf.ppo", "rlhf.preference", "feedback_app"),
+        *(
+            "rlhf.core (torch-free)",
+            "rlhf.core",
+            "sft",
+            "reward",
+            "rlhf.ppo",
+            "rlhf.preference",
+            "feedback_app",
+        ),
     },
 }
 MAY_IMPORT["rlhf.doctor"] = {"rlhf.core (torch-free)", "feedback_app"}

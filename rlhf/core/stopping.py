@@ -16,7 +16,9 @@ class StopRule:
         """Raises ConfigError for a stop token that the tokenizer does not have."""
         self._codec = codec
         self.strings = settings.stop_strings
-        known = codec.tokenizer.get_vocab() if settings.stop_tokens else {}  # a dictionary of the whole vocabulary
+        known = (
+            codec.tokenizer.get_vocab() if settings.stop_tokens else {}
+        )  # a dictionary of the whole vocabulary
         for token in settings.stop_tokens:
             if token not in known:
                 raise ConfigError(

@@ -116,7 +116,9 @@ def report(config: EvaluateConfig, launch: Launch, out: Path) -> None:
     print(f"evaluate: {line}{rest}")
 
 
-def wins_so_far(waiting: dict[str, Any], config: EvaluateConfig, launch: Launch) -> tuple[dict[int, float], int]:
+def wins_so_far(
+    waiting: dict[str, Any], config: EvaluateConfig, launch: Launch
+) -> tuple[dict[int, float], int]:
     """The candidate's mean score of each pair that was answered, and how many places are still open."""
     index = {pair["task_id"]: i for i, pair in enumerate(waiting["pairs"]) if pair["task_id"] is not None}
     scores: dict[int, list[float]] = {}

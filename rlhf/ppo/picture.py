@@ -1,4 +1,7 @@
-"""OUT/ppo.png (or of another stage on the same engine): a run at a glance, drawn from its metrics after evaluations and at the end."""
+"""OUT/ppo.png (or of another stage on the same engine): a run at a glance.
+
+It is drawn from the metrics after evaluations and at the end.
+"""
 
 from __future__ import annotations
 
@@ -85,9 +88,7 @@ def run_picture(rows: Rows, config: PPOConfig, name: str, best_iteration: int) -
     if measured:
         subtitle += f"; best policy at iteration {best_iteration} by {config.best_metric}"
     title = f"PPO: {name}" if has_critic else name
-    return panel_grid(
-        panels, title, subtitle, "iteration", mark=mark, columns=4 if config.rewards else 3
-    )
+    return panel_grid(panels, title, subtitle, "iteration", mark=mark, columns=4 if config.rewards else 3)
 
 
 def _curve(rows: Rows, key: str, label: str, color: str, **look: bool) -> Curve:

@@ -181,7 +181,9 @@ def train(
     boundary = trainer.state_dict()
     with (
         SignalGuard(echo_s=LAUNCHER_ECHO_S if processes.size > 1 else 0.0) as guard,
-        progress("iterations", trainer.expected_iterations, stage=stage, silent=not processes.is_main) as tracker,
+        progress(
+            "iterations", trainer.expected_iterations, stage=stage, silent=not processes.is_main
+        ) as tracker,
     ):
         tracker.advance(trainer.iteration)
         try:
@@ -237,7 +239,9 @@ def _finish(trainer: PPOTrainer, record: Run, picture: RunPicture) -> None:
     picture.draw(trainer.best_iteration, final=True)
     final = read_metrics(record.path / METRICS)[-1]
     record.finish(final | {"best_iteration": trainer.best_iteration} | trainer.final_figures())
-    print(f"{trainer.stage}: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}")
+    print(
+        f"{trainer.stage}: saved the policy of iteration {trainer.best_iteration} in {record.path / 'adapter'}"
+    )
 
 
 def _open_run(
@@ -253,9 +257,7 @@ def _open_run(
     record, found = None, None
     with processes.together():
         if processes.is_main:
-            record = Run.open(
-                out, stage=stage, settings=settings, launch=launch, parents=parents, seed=seed
-            )
+            record = Run.open(out, stage=stage, settings=settings, launch=launch, parents=parents, seed=seed)
             found = (record.path, record.finished, record.resuming)
     path, finished, resuming = processes.from_main(found) or (out, False, False)
     return record or Run.follow(path, finished=finished, resuming=resuming)

@@ -130,7 +130,11 @@ def test_presidio_takes_a_model_that_is_installed_and_downloads_none(tmp_path: P
     assert chosen_model(None, ["de_core_news_lg", "en_core_web_sm", "en_core_web_md"]) == "en_core_web_md"
     assert chosen_model("de_core_news_lg", ["de_core_news_lg"]) == "de_core_news_lg"
     assert chosen_model(str(tmp_path), []) == str(tmp_path)
-    with pytest.raises(ConfigError, match="no English spaCy model is installed; expected python -m spacy download"):
+    with pytest.raises(
+        ConfigError, match="no English spaCy model is installed; expected python -m spacy download"
+    ):
         chosen_model(None, ["de_core_news_lg"])
-    with pytest.raises(ConfigError, match="en_core_web_trf: is not installed and no folder; installed: en_core_web_sm"):
+    with pytest.raises(
+        ConfigError, match="en_core_web_trf: is not installed and no folder; installed: en_core_web_sm"
+    ):
         chosen_model("en_core_web_trf", ["en_core_web_sm"])
