@@ -16,9 +16,9 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
 
 import torch
+from optimum.rewards import PROMPT, REWARDS
 
 from rlhf.core.metrics import progress
 from rlhf.core.records import Prompt
@@ -28,30 +28,7 @@ from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.prompts import EncodedPrompt, PromptStream
 from rlhf.ppo.train import PPOTrainer
 
-PROMPT = [3, 1]
 MEDIAN, WORST, NATS = 0.97, 0.93, 1.0
-
-
-def additive(tokens: Sequence[int]) -> float:
-    """A value for each token."""
-    return sum({1: 0.54, 2: -0.4, 3: 0.68, 4: -0.27, 5: 0.4}.get(token, 0.0) for token in tokens)
-
-
-def pattern(tokens: Sequence[int]) -> float:
-    """Token 3 directly before token 5, and not too long: not additive."""
-    return 2.0 * any(pair == (3, 5) for pair in itertools.pairwise(tokens)) - 0.3 * (len(tokens) > 3)
-
-
-def variety(tokens: Sequence[int]) -> float:
-    """At least three tokens and none twice: not additive."""
-    return 2.0 if len(tokens) >= 3 and len(set(tokens)) == len(tokens) else 0.0
-
-
-REWARDS: dict[str, Callable[[Sequence[int]], float]] = {
-    "additive": additive,
-    "pattern": pattern,
-    "variety": variety,
-}
 
 
 def run_one(name: str, kl_coef: float, seed: int, iterations: int) -> tuple[float, float]:

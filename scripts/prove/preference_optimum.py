@@ -21,11 +21,12 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from optimum.rewards import PROMPT, REWARDS
 
 from reward.examples import Comparison
 from rlhf.core.records import Prompt
@@ -39,35 +40,12 @@ from rlhf.preference.data import PreferenceData
 from rlhf.preference.online import GroupTrainer
 from rlhf.preference.trainer import OfflineTrainer
 
-PROMPT = [3, 1]
 NUM_COMPLETIONS, GROUP = 256, 8
 COMPARISONS = (300, 3_000, 30_000)
 EXACT = "dpo, exact odds"
 TARGETS = {"ppo": 0.95, "rloo": 0.95, EXACT: 0.90}
 SAMPLING = SamplingSettings(max_completion_tokens=4)
 LORA = LoraSettings(adapter_layers=1.0)
-
-
-def additive(tokens: Sequence[int]) -> float:
-    """A value for each token."""
-    return sum({1: 0.54, 2: -0.4, 3: 0.68, 4: -0.27, 5: 0.4}.get(token, 0.0) for token in tokens)
-
-
-def pattern(tokens: Sequence[int]) -> float:
-    """Token 3 directly before token 5, and not too long: not additive."""
-    return 2.0 * any(pair == (3, 5) for pair in itertools.pairwise(tokens)) - 0.3 * (len(tokens) > 3)
-
-
-def variety(tokens: Sequence[int]) -> float:
-    """At least three tokens and none twice: not additive."""
-    return 2.0 if len(tokens) >= 3 and len(set(tokens)) == len(tokens) else 0.0
-
-
-REWARDS: dict[str, Callable[[Sequence[int]], float]] = {
-    "additive": additive,
-    "pattern": pattern,
-    "variety": variety,
-}
 
 
 def online(method: str, name: str, beta: float, seed: int, iterations: int) -> float:
