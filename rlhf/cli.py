@@ -205,7 +205,7 @@ COMMANDS: dict[str, Command] = {
         launch=("config", "out", "force", "resume"),
     ),
     "compare": Command(
-        "rlhf.loop.compare_config:CompareConfig",
+        "rlhf.loop.compare.config:CompareConfig",
         "rlhf.demo.compare:run",
         "tune by several methods on the same data at an equal price; without a backbone in the embedded world",
         launch=("config", "out", "resume", "force", "print_config", "dry_run"),

@@ -14,8 +14,8 @@ from rlhf.core.settings import LoraSettings
 from rlhf.demo import rubric, world
 from rlhf.demo.config import DemoConfig
 from rlhf.demo.run import PROJECT, Demo
-from rlhf.loop.compare import run as compare
-from rlhf.loop.compare_config import CompareConfig
+from rlhf.loop.compare.config import CompareConfig
+from rlhf.loop.compare.run import run as compare
 from rlhf.preference.config import OFFLINE
 
 # The stages of the demo that a comparison stands on.

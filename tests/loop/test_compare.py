@@ -16,9 +16,9 @@ from rlhf.core.errors import ConfigError
 from rlhf.core.run import Launch, Workspace, is_finished
 from rlhf.demo.compare import in_the_world
 from rlhf.demo.config import DemoConfig
-from rlhf.loop import compare
-from rlhf.loop.compare_config import CompareConfig
-from rlhf.loop.compare_method import BudgetedPPOConfig, Place, settings_of
+from rlhf.loop.compare import run as compare
+from rlhf.loop.compare.config import CompareConfig
+from rlhf.loop.compare.method import BudgetedPPOConfig, Place, settings_of
 from rlhf.loop.registry import Registry
 from rlhf.ppo.picture import RunPicture
 from rlhf.preference import save

@@ -26,9 +26,9 @@ from rlhf.core.inputs import find_model, find_path, required
 from rlhf.core.records import Prompt
 from rlhf.core.run import Launch, Run, Workspace, is_finished
 from rlhf.core.stats import bootstrap_mean
-from rlhf.loop.compare_config import BEST_OF_N, CompareConfig
-from rlhf.loop.compare_method import Place, run_method, settings_of
-from rlhf.loop.compare_page import page
+from rlhf.loop.compare.config import BEST_OF_N, CompareConfig
+from rlhf.loop.compare.method import Place, run_method, settings_of
+from rlhf.loop.compare.page import page
 from rlhf.loop.registry import Artifact, Registry
 from rlhf.preference.config import OFFLINE
 

@@ -19,7 +19,7 @@ from rlhf.core.inputs import find_model, find_path, model_name
 from rlhf.core.run import MANIFEST, Launch, Run, is_finished, read_manifest
 from rlhf.core.sampler import Sampled
 from rlhf.core.validation import problems
-from rlhf.loop.compare_config import BEST_OF_N, PPO, CompareConfig
+from rlhf.loop.compare.config import BEST_OF_N, PPO, CompareConfig
 from rlhf.loop.config import EvaluateConfig
 from rlhf.loop.evaluate import Answers, compare_answers, judge_of, select_prompts
 from rlhf.loop.evaluate import answer as answer_prompts

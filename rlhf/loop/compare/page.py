@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.core import html, plots
-from rlhf.loop.compare_config import BEST_OF_N, CompareConfig
+from rlhf.loop.compare.config import BEST_OF_N, CompareConfig
 
 Row = Mapping[str, Any]
 
 
 def page(result: Mapping[str, Any], config: CompareConfig) -> str:
-    """The whole page from what `rlhf.loop.compare.collect` gives, with failures and artifacts."""
+    """The whole page from what `rlhf.loop.compare.run.collect` gives, with failures and artifacts."""
     rows: Sequence[Row] = result["methods"]
     sections: list[tuple[str, str]] = []
     if result["simulated"]:

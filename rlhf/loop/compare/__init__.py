@@ -1,0 +1,1 @@
+"""`rlhf compare`: several ways of tuning at an equal price."""
