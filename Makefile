@@ -35,15 +35,15 @@ lint: $(STAMP)  ## ruff and mypy
 	$(PYTHON) -m mypy
 
 test: $(STAMP)  ## all tests but the long proofs (at most 10 minutes)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 3 --dist loadfile -m "not long"
 
 demo: $(STAMP)  ## the whole loop in the embedded world; writes demo/report.html (at most 8 minutes)
 	OMP_NUM_THREADS=1 $(PYTHON) -m rlhf.cli demo --workspace demo
 	@ls demo/report.html demo/report.json
 
-prove: $(STAMP)  ## the long proofs, one after the other: hours
-	@failed=""; for script in scripts/prove/*.py; do echo "== $$script"; \
-	    $(PYTHON) $$script || failed="$$failed $$script"; done; \
+prove: $(STAMP)  ## the long tests, then the long proofs, one after the other: hours
+	@failed=""; OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m long || failed=" tests"; \
+	    for script in scripts/prove/*.py; do echo "== $$script"; $(PYTHON) $$script || failed="$$failed $$script"; done; \
 	    test -z "$$failed" || { echo "fell short:$$failed" >&2; exit 1; }
 
 clean:  ## remove caches and build outputs; .venv and workspaces stay

@@ -49,8 +49,9 @@ def test_sequences_give_each_row_the_hidden_states_it_has_alone(
 ) -> None:
     backbone = load_tiny()
     role = backbone.add_role("reward", LoraSettings(r=4), seed=0, scalar_head=True)
+    generator = torch.Generator().manual_seed(0)
     for parameter in role.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     expected = [backbone.hidden("reward", torch.tensor([row]))[0, -1] for row in ROWS]
     if mode != "no trunk":
         assert backbone.enable_trunk(16).startswith("trunk cache on")

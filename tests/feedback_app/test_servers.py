@@ -126,6 +126,7 @@ def test_an_answer_that_was_stored_and_not_acknowledged_is_found_again(
     assert faults(store, {body["key"]: body["lease"]}) == []
 
 
+@pytest.mark.long
 @pytest.mark.databases("sqlite")
 def test_two_kills_lose_nothing() -> None:
     command = [

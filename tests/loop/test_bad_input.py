@@ -104,9 +104,8 @@ def test_missing_file(world: Path, capfd: pytest.CaptureFixture[str], tmp_path: 
 def test_empty_file(world: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
     path = tmp_path / "empty.jsonl"
     path.write_text("")
-    assert "empty.jsonl: file is empty; expected one JSON object per line" in fails(
-        world, capfd, command, path
-    )
+    expected = "rows of demonstrations or texts" if command == "sft" else "one JSON object per line"
+    assert f"empty.jsonl: file is empty; expected {expected}" in fails(world, capfd, command, path)
 
 
 # `import` sets bad rows aside in a quarantine file: tests/feedback_app.

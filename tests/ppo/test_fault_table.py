@@ -55,7 +55,7 @@ FAULTS = {
         "test_stopped_in_a_rollout_and_resumed_equals_never_stopped",
         "test_stopped_in_an_update_and_resumed_equals_never_stopped",
         "test_a_crash_loses_at_most_one_save_interval",
-        "test_four_kills_lose_nothing",
+        "test_two_kills_and_a_stop_lose_nothing",
     ],
     "tokenised input only": ["test_prompts_as_text_and_as_conversations"],
     "no callable reward, no reward model with another tokenizer": [

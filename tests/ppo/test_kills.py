@@ -26,7 +26,7 @@ from killing.compare import difference  # noqa: E402
 from killing.lines import layer_of  # noqa: E402
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_kills_and_a_stop_lose_nothing() -> None:
     command = [sys.executable, str(PROVE / "kills.py"), "--kills", "2", "--stops", "1", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

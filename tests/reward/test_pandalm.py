@@ -51,7 +51,7 @@ def raw_agreement(path: Path) -> float:
     return same / total
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_reward_model_on_human_ratings(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -278,7 +278,7 @@ def test_a_section_replaces_its_own_and_no_other(tmp_path: Path) -> None:
     assert path.read_text() == "# Benchmarks\n\n## a on a CPU\n\nnew\n\n## b on a GPU\n\nkept\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ours_alone_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--no-peer", "--parts", "scaling", "--results", str(tmp_path)]
     assert bench_ppo.main([*arguments, "--budget-s", "0"]) == 1

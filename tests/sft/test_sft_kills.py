@@ -11,7 +11,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "prove" / "kills_sft.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_supervised_run_loses_nothing() -> None:
     command = [sys.executable, str(SCRIPT), "--kills", "2", "--stops", "0", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
