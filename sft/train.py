@@ -98,6 +98,8 @@ def run(config: SFTConfig, launch: Launch) -> None:
         out, stage="sft", settings=config, launch=launch, parents=parents, seed=config.seed
     ) as record:
         if record.finished:
+            if config.privacy.on:  # a kill may have come between the end and this
+                forget_key(record.path)
             print(f"sft: {out} is already finished")
             return
         backbone, tasks = load()

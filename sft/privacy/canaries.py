@@ -33,6 +33,7 @@ CHANCE_EXPOSURE = math.log2(math.e)
 # Held out is nothing whose place by the hash is in this share, whatever validation_fraction up to the rest.
 TRAINED_SHARE = 0.5
 _SYLLABLES = ("ba", "do", "ke", "li", "mo", "nu", "pa", "ri", "so", "ta", "ve", "wi", "xa", "yo", "zu")
+_NAME_SYLLABLES = 4
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,16 @@ def draw_canaries(
         raise DataError(
             f"{number} canaries need more than {len(alphabet)}^{num_symbols} possible secrets; expected longer ones"
         )
+    names = len(_SYLLABLES) ** _NAME_SYLLABLES
+    if names * TRAINED_SHARE < 2 * number:
+        raise DataError(
+            f"{number} canaries are more than the {names // 4} that can have names of their own; expected a "
+            "smaller per_group"
+        )
     made: list[Canary] = []
     taken: set[str] = set()
     while len(made) < number:
-        name = "".join(rng.choice(_SYLLABLES) for _ in range(4)).capitalize()
+        name = "".join(rng.choice(_SYLLABLES) for _ in range(_NAME_SYLLABLES)).capitalize()
         secret = separator.join(rng.choice(alphabet) for _ in range(num_symbols))
         question = prompt.replace("{name}", name)
         # A canary that is held out for validation would not be trained on.

@@ -31,6 +31,10 @@ class ExampleGradients:
         gradients = gradients.float()
         self._found[key] = self._found[key] + gradients if key in self._found else gradients
 
+    def forget(self) -> None:
+        """Drop what was collected."""
+        self._found = {}
+
     def clipped_sums(
         self, parameters: Sequence[nn.Parameter], max_norm: float
     ) -> tuple[list[Tensor], Tensor]:
@@ -39,7 +43,7 @@ class ExampleGradients:
         The norm of an example is over all parameters together. Forgets what was collected.
         """
         found = [self._found[id(parameter)] for parameter in parameters]
-        self._found = {}
+        self.forget()
         norms_B = torch.stack([gradients.flatten(1).norm(dim=1) for gradients in found]).norm(dim=0)
         # What is not finite counts as nothing: it must not reach the sum, nor say anything about anybody else.
         factors_B = torch.where(norms_B.isfinite(), (max_norm / norms_B.clamp(min=1e-12)).clamp(max=1.0), 0.0)

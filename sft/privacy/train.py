@@ -12,16 +12,15 @@ the demonstrations' norms before clipping), `clipped` (share of them that were),
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.checkpoint import StateCheckpoints
 from rlhf.core.errors import ConfigError, Stopped
+from rlhf.core.extras import extra_module
 from rlhf.core.files import clear_folders
 from rlhf.core.guards import SignalGuard, TokenBudget
 from rlhf.core.metrics import progress
@@ -56,19 +55,14 @@ class Spent:
             "sample_rate": self.sample_rate,
             "num_steps": num_steps,
             "accountant": "PRV (arXiv:2106.02848)",
-            "unit": "one training demonstration",
+            "unit": "one training row (of a text that was cut into parts: one part)",
             "not_covered": "validation demonstrations; metrics.jsonl, the report and its pictures",
         }
 
 
-def accountant() -> ModuleType:
+def accountant() -> Any:
     """`sft.privacy.accountant`. Raises ConfigError where the extra `privacy` is not installed."""
-    try:
-        return importlib.import_module("sft.privacy.accountant")
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"privacy needs {error.name}; install it with: pip install 'rlhf-loop[privacy]'"
-        ) from error
+    return extra_module("sft.privacy.accountant", "privacy", "privacy")
 
 
 def price(config: SFTConfig, num_examples: int) -> Spent:
@@ -127,8 +121,13 @@ def train_privately(
         _steps(trainer, record)
     trainer.restore_best()
     role.model.eval()
-    privacy = spent.after(trainer.step)
-    print(f"sft: private: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.1g} was spent")
+    # When to stop early is chosen by what the steps gave, so the bound is that of all which could have been made: the
+    # cost of the steps taken holds only where their number was fixed beforehand (Rogers et al., arXiv:1605.08294).
+    privacy = spent.after(max(trainer.num_steps, trainer.step)) | {"steps_taken": trainer.step}
+    print(
+        f"sft: private: epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.1g} was spent "
+        f"({trainer.step} of {privacy['num_steps']} steps)"
+    )
     return trainer, privacy
 
 

@@ -13,12 +13,14 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlhf.core.adapters import load_role_tensors, role_tensors
 from rlhf.core.backbone import Backbone, Role, right_padded
 from rlhf.core.batching import token_budget_batches
+from rlhf.core.errors import CheckpointError
 from rlhf.core.guards import TokenBudget, require_finite, require_finite_parameters
 from rlhf.core.logprobs import token_logprobs
 from rlhf.core.optim import make_optimizer, make_schedule
@@ -28,13 +30,12 @@ from sft.data import Example
 from sft.privacy.gradients import ExampleGradients
 from sft.watch import Validation
 
-KEY_BITS = 62
+KEY_BITS = 128
 
 
-def poisson_batch(num_examples: int, sample_rate: float, generator: torch.Generator) -> list[int]:
+def poisson_batch(num_examples: int, sample_rate: float, generator: np.random.Generator) -> list[int]:
     """Each example with probability sample_rate, independently of the others: of any size, or empty."""
-    draws = torch.rand(num_examples, generator=generator, dtype=torch.float64)
-    return [int(i) for i in torch.nonzero(draws < sample_rate).flatten()]
+    return [int(i) for i in np.flatnonzero(generator.random(num_examples) < sample_rate)]
 
 
 def example_losses(backbone: Backbone, role: Role, rows: Sequence[Example]) -> tuple[Tensor, Tensor]:
@@ -116,7 +117,7 @@ class PrivateTrainer:
         deviation = self.noise_multiplier * self.max_grad_norm
         for parameter, total in zip(self.parameters, sums, strict=True):
             # drawn on the CPU: the same numbers on every device
-            drawn = torch.randn(total.shape, generator=noise) * deviation
+            drawn = torch.from_numpy(noise.standard_normal(tuple(total.shape), dtype=np.float32)) * deviation
             # by the expected size of the batch: its true size is a secret too
             parameter.grad = ((total + drawn.to(total.device)) / self.expected_batch).to(parameter.dtype)
         require_finite(f"step {self.step + 1}", **figures)
@@ -131,6 +132,7 @@ class PrivateTrainer:
     ) -> tuple[list[Tensor], dict[str, float]]:
         """(sums of clipped gradients; mean loss, mean norm before clipping and share of clipped examples)."""
         torch.manual_seed(derived_seed(self.key, "dropout", self.step))
+        self.collector.forget()  # what a pass left that ran out of memory half-way
         self.role.model.train()
         sums = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
         loss = norm = clipped = 0.0
@@ -150,8 +152,9 @@ class PrivateTrainer:
             self.role.model.eval()
         return sums, {"loss": loss, "grad_norm": norm, "clipped": clipped}
 
-    def _generator(self, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(derived_seed(self.key, purpose, self.step))
+    def _generator(self, purpose: str) -> np.random.Generator:
+        # Not torch's generator, which keeps 32 bits of a seed: so few can be tried out one by one.
+        return np.random.default_rng([self.key, self.step, *purpose.encode()])
 
     # ---- validation --------------------------------------------------------------------------------------
 
@@ -176,11 +179,21 @@ class PrivateTrainer:
 
     # ---- state -------------------------------------------------------------------------------------------
 
+    @property
+    def _mechanism(self) -> dict[str, float]:
+        """What one step costs: equal in all steps, or the accountant would be wrong."""
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "sample_rate": self.sample_rate,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """All that a resume needs, the key of the noise too. Raises GuardStop for weights that are not finite."""
         require_finite_parameters(f"step {self.step}", self.parameters)
         return {
             "key": self.key,
+            "mechanism": self._mechanism,
             "step": self.step,
             "stale": self.stale,
             "validated": self.validated,
@@ -198,6 +211,16 @@ class PrivateTrainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError for a state whose steps had another noise, clipping norm or rate."""
+        if state["mechanism"] != self._mechanism:
+            before, now = (
+                ", ".join(f"{name} {value:g}" for name, value in one.items())
+                for one in (state["mechanism"], self._mechanism)
+            )
+            raise CheckpointError(
+                f"the checkpoint's private steps had {before}; now it is {now}; expected the same, or a run of its own "
+                "(--force without --resume)"
+            )
         self.key, self.step, self.stale = state["key"], state["step"], state["stale"]
         self.validated, self.first = state["validated"], Validation(*state["first"])
         self.best_loss, self.best_parts = state["best_loss"], state["best_parts"]

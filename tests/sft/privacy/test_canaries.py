@@ -89,6 +89,8 @@ def test_canaries_are_different_and_never_held_out() -> None:
     assert drawn(per_group=10, seed=None) != found
     with pytest.raises(DataError, match="more than 2\\^3 possible secrets"):
         drawn(alphabet="01", num_symbols=3)
+    with pytest.raises(DataError, match="more than the 12656 that can have"):
+        drawn(per_group=10_000, num_symbols=8)
 
 
 def test_the_command_mixes_them_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rlhf.core.backbone import Backbone, Role
-from rlhf.core.errors import ConfigError
+from rlhf.core.errors import CheckpointError, ConfigError
 from rlhf.core.guards import TokenBudget
 from rlhf.core.settings import LoraSettings, ModelSettings, OptimSettings
 from sft.data import Example, load_examples
@@ -127,6 +127,31 @@ def test_each_example_has_its_own_gradient(adapted: tuple[Backbone, Role], examp
     assert norm_of([a - b for a, b in zip(whole, less, strict=True)]) <= limit * (1 + 1e-4)
 
 
+def test_a_pass_that_ran_out_of_memory_leaves_nothing(
+    adapted: tuple[Backbone, Role], examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients that it had collected would else be added to those of other demonstrations."""
+    _, role = adapted
+    with recorded(role.model) as collector:
+        trainer = made(adapted, examples, collector=collector)
+        expected, _ = trainer._gradients(examples[:2], 10_000, lambda: None)
+        for parameter in trainer.parameters:
+            collector.add(parameter, torch.ones(2, *parameter.shape))
+        found, _ = trainer._gradients(examples[:2], 10_000, lambda: None)
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+def test_steps_of_another_cost_are_not_gone_on_with(
+    adapted: tuple[Backbone, Role], examples: list[Example]
+) -> None:
+    trainer = made(adapted, examples)
+    trainer.load_state_dict(trainer.state_dict())
+    with pytest.raises(CheckpointError, match=r"had noise_multiplier 1, .*; now it is noise_multiplier 2, "):
+        made(adapted, examples, noise_multiplier=2.0).load_state_dict(trainer.state_dict())
+    with pytest.raises(CheckpointError, match=r"sample_rate 0\.5"):
+        made(adapted, examples, batch_size=3).load_state_dict(trainer.state_dict())
+
+
 def test_the_layers_are_as_before_when_the_block_ends(
     adapted: tuple[Backbone, Role], examples: list[Example]
 ) -> None:
@@ -176,7 +201,7 @@ def test_the_noise_has_the_deviation_that_is_accounted_for(
     assert abs(drawn.mean().item()) < 0.002
     correlation = np.corrcoef(drawn[0].numpy(), drawn[1].numpy())[0, 1]
     assert abs(correlation) < 0.1
-    # the same key and step: the same noise; it does not come from the run's seed
+    # the same key and step: the same noise; it does not come from the run's seed, and all bits of the key count
     again = made(adapted, examples, noise_multiplier=2.5)
     assert again.key != trainer.key
     again.key, again.step = trainer.key, 11
@@ -186,13 +211,16 @@ def test_the_noise_has_the_deviation_that_is_accounted_for(
     monkeypatch.setattr(again.optimizer, "zero_grad", lambda **_: None)
     again.train_step(lambda: None)
     assert all(torch.equal(p.grad, g) for p, g in zip(again.parameters, seen[11], strict=True))
+    again.key, again.step = trainer.key ^ 1 << 100, 11
+    again.train_step(lambda: None)
+    assert not any(torch.equal(p.grad, g) for p, g in zip(again.parameters, seen[11], strict=True))
     for parameter, weight in zip(role.parameters(), weights, strict=True):
         assert torch.equal(parameter, weight)
         parameter.grad = None
 
 
 def test_batches_are_poisson() -> None:
-    generator = torch.Generator().manual_seed(1)
+    generator = np.random.default_rng(1)
     batches = [poisson_batch(200, 0.1, generator) for _ in range(2000)]
     sizes = np.array([len(batch) for batch in batches])
     # binomial: mean 20, variance 200 * 0.1 * 0.9 = 18

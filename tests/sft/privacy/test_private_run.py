@@ -73,6 +73,23 @@ def test_a_private_run_says_what_it_spent_and_resumes_to_the_same(
     for name in ("adapter/adapter_model.safetensors", "metrics.jsonl"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
     assert read_manifest(out).extra["privacy"] == privacy
+    # Killed between its end and the removal of the key: the next call of the command makes up for it.
+    (out / "checkpoints" / "step-00000001").mkdir(parents=True)
+    tune(out, config)
+    assert not (out / "checkpoints").exists()
+
+
+def test_a_run_that_stops_early_says_what_all_its_steps_would_have_cost(
+    tmp_path: Path, sft_options: Options
+) -> None:
+    # Nothing is learned at this rate: what little the first steps gain by chance ends soon.
+    options = {"patience": 1, "eval_steps": 1, "optim": {"lr": 1e-12, "warmup_steps": 0}}
+    config = private(sft_options, **options, batch_size=1, micro_batch_size=1)
+    out = tune(tmp_path / "early", config)
+    manifest = read_manifest(out)
+    privacy, number = manifest.extra["privacy"], manifest.metrics["num_train"]
+    assert privacy["steps_taken"] == manifest.metrics["num_steps"] < privacy["num_steps"] == 2 * number
+    assert privacy["epsilon"] == spent_epsilon(0.8, 1 / number, 2 * number, privacy["delta"])
 
 
 def test_the_noise_for_an_epsilon_is_no_more_than_it_needs(sft_options: Options) -> None:
