@@ -8,6 +8,7 @@ something.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,8 @@ WIDE_GAP = 0.25
 
 @dataclass(frozen=True)
 class Reading:
-    """One row for each validation after the first: its step, the mean training loss before it, its own loss."""
+    """One row for each validation after the first: its step, the mean training loss before it (NaN where no step had
+    one, which private steps with an empty batch have not), its own loss."""
 
     first: float
     steps: list[int]
@@ -52,7 +54,7 @@ def read_curves(rows: Sequence[Mapping[str, Any]]) -> Reading:
     training = []
     for (before, _), (step, _) in itertools.pairwise(looks):
         between = [loss for at, loss in losses.items() if before < at <= step]
-        training.append(sum(between) / len(between))
+        training.append(sum(between) / len(between) if between else math.nan)
     return Reading(looks[0][1], [step for step, _ in looks[1:]], training, [loss for _, loss in looks[1:]])
 
 
@@ -86,7 +88,8 @@ def judge(curves: Reading, base_loss: float) -> list[Verdict]:
 
 
 def _nothing_gained(curves: Reading, base_loss: float, best: int) -> Verdict:
-    fell = curves.training[-1] < curves.training[0]
+    known = [loss for loss in curves.training if not math.isnan(loss)]
+    fell = bool(known) and known[-1] < known[0]
     why = (
         "while the training loss fell: what was learned does not carry over to other prompts (more or more varied "
         "data, a smaller rate)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,24 @@ def test_the_curves_of_a_run() -> None:
     ]
     # mean of 2.8 and 2.6 before the validation of step 2, 2.0 alone before that of step 3
     assert read_curves(rows) == Reading(3.0, [2, 3], [pytest.approx(2.7), 2.0], [2.5, 2.4])
+
+
+def test_steps_without_a_loss_leave_a_gap() -> None:
+    """A private step may draw no demonstration; between two validations there may be no other."""
+    rows = [
+        {"step": 0, "validation_loss": 3.0},
+        {"step": 1, "batch": 0.0},
+        {"step": 1, "validation_loss": 3.1},
+        {"step": 2, "loss": 2.0},
+        {"step": 2, "validation_loss": 3.2},
+    ]
+    found = read_curves(rows)
+    assert math.isnan(found.training[0])
+    assert found.training[1:] == [2.0]
+    assert [verdict.kind for verdict in judge(found, 3.0)] == ["nothing gained"]
+    alone = read_curves(rows[:3])
+    assert [verdict.kind for verdict in judge(alone, 3.0)] == ["nothing gained"]
+    assert [verdict.kind for verdict in judge(alone, 4.0)] == ["too few validations"]
 
 
 @pytest.mark.parametrize(
