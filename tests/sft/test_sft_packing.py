@@ -118,6 +118,17 @@ def test_a_model_that_mixes_rows_is_refused(
         require_separation(backbone)
 
 
+def test_rounding_in_bfloat16_hides_no_mixing(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ModelSettings(device="cpu", dtype="bfloat16")
+    backbone = Backbone.load(tiny_model(num_layers=2), settings)
+    require_separation(backbone)
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda positions: None)
+    with pytest.raises(ModelError, match="mixes the rows of a block"):
+        require_separation(backbone)
+
+
 # ---- mixtures -----------------------------------------------------------------------------------------------
 
 
