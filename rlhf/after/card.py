@@ -22,11 +22,15 @@ METHODS = {
     "sft": "Supervised fine-tuning: the loss is that of the demonstrated completions' tokens alone.",
     "reward": "A reward model: a scalar head, trained on people's comparisons of completions (Bradley-Terry).",
     "ppo": "Proximal policy optimisation against a reward model, held close to the supervised model by a KL penalty.",
+    "prefer": "Preference optimisation on people's comparisons of completions; the settings name the method.",
+    "classify": "A classifier of texts, trained on labelled ones.",
     "merge": "Adapters folded into their base.",
     "distill": "A smaller model trained to give the next-token distributions of a larger one "
     "(generalised Jensen-Shannon divergence, arXiv:2306.13649).",
 }
-_NAME = re.compile(r"[A-Za-z0-9_./@+-]{1,64}")
+# Stages whose result gives labels or scores of texts, and writes none.
+_CLASSIFIERS = ("reward", "classify")
+_NAME = re.compile(r"[A-Za-z0-9_./+-]{1,64}")
 _MAX_ROWS = 60
 _MISSING = "Not stated by who published it."
 
@@ -68,8 +72,9 @@ def _run_of(path: Path) -> Manifest | None:
 
 
 def _shown_path(path: str) -> str:
-    """The last two parts of a path: no name of a user or machine."""
-    return "/".join(Path(path).parts[-2:]) if not Path(path).is_absolute() else Path(path).name
+    """The last two parts of a path within the workspace, the name alone of one outside: no user or machine."""
+    inside = not Path(path).is_absolute() and ".." not in Path(path).parts
+    return "/".join(Path(path).parts[-2:]) if inside else Path(path).name
 
 
 def plain_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -120,7 +125,7 @@ def card(
 def _front(manifest: Manifest, config: PublishConfig, kind: str, base: str) -> str:
     values: dict[str, Any] = {
         "library_name": "peft" if kind == "adapter" else "transformers",
-        "pipeline_tag": "text-classification" if manifest.stage == "reward" else "text-generation",
+        "pipeline_tag": "text-classification" if manifest.stage in _CLASSIFIERS else "text-generation",
         "tags": ["rlhf-loop", manifest.stage],
     }
     if config.license:
@@ -178,7 +183,8 @@ def _lineage(ancestors: Sequence[Ancestor]) -> str:
 
 
 def _loading(manifest: Manifest, kind: str) -> str:
-    auto = "AutoModelForSequenceClassification" if manifest.stage == "reward" else "AutoModelForCausalLM"
+    classifies = manifest.stage in _CLASSIFIERS
+    auto = "AutoModelForSequenceClassification" if classifies else "AutoModelForCausalLM"
     if kind == "adapter":
         auto = auto.replace("AutoModelFor", "AutoPeftModelFor")
         return f"```python\nfrom peft import {auto}\n\nmodel = {auto}.from_pretrained(FOLDER_OR_HUB_ID)\n```"

@@ -96,6 +96,8 @@ def one_base(folders: list[Path], config: MergeConfig, launch: Launch) -> str:
             raise CheckpointError(
                 f"{folder}: is of the kind {kind}; several adapters are combined of LORA only"
             )
+        if settings.get("use_dora") and config.shares != (1.0,):  # peft would forget the trained lengths
+            raise CheckpointError(f"{folder}: is a DoRA adapter, which can be merged only alone and whole")
         if settings.get("task_type") == "SEQ_CLS":
             raise CheckpointError(f"{folder}: is a reward adapter; its head has no place in a language model")
         if not config.base:
@@ -144,7 +146,9 @@ def combine(backbone: Backbone, folders: list[Path], config: MergeConfig, target
     (target / RESULT).rmdir()
     (target / CARD).unlink(missing_ok=True)
     path = target / CONFIG_FILE
-    settings = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": backbone.name}
+    # The parts' own scales are in the matrices: alpha is the rank, which is a scale of 1 by plain LoRA's rule alone.
+    new = {"base_model_name_or_path": backbone.name, "use_rslora": False}
+    settings = json.loads(path.read_text(encoding="utf-8")) | new
     write_text(path, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 

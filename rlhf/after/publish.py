@@ -7,6 +7,7 @@ leaves this machine without --push-to.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ PACKAGE, CARD, PROVENANCE = "package", "README.md", "provenance.json"
 # What a model or adapter directory of transformers and peft consists of; all else stays at home.
 _SUFFIXES = frozenset({".safetensors", ".json", ".jinja", ".txt", ".model"})
 _PICKLED = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
-# Where the loader remembered that the files once lay.
-_PLACES = ("_name_or_path", "name_or_path")
+# Where a loader remembered that the files once lay.
+_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
+# A hub id: owner/name, or the bare name of an old model.
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def run(config: PublishConfig, launch: Launch) -> None:
@@ -89,9 +92,9 @@ def base_of(folder: Path, kind: str, config: PublishConfig, launch: Launch) -> s
     if config.base_name:
         return config.base_name
     base = str(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"])
-    if (launch.workspace / base).exists():
+    if (launch.workspace / base).exists() or not _HUB_ID.fullmatch(base):
         raise ConfigError(
-            f"{folder}: its base is {base} of this workspace, which nobody else has; publish that first and name it "
+            f"{folder}: its base is {base} of this machine, which nobody else has; publish that first and name it "
             "with --base-name owner/name, or fold the adapter in with `rlhf merge`"
         )
     return base
@@ -126,10 +129,17 @@ def _cleaned(file: Path, base_name: str | None) -> dict[str, Any] | None:
         raise DataError(f"{file}: is not JSON") from error
     if not isinstance(value, dict):
         return None
-    cleaned = {key: item for key, item in value.items() if key not in _PLACES}
+    cleaned = _without_places(value)
     if base_name is not None and "base_model_name_or_path" in value:
         cleaned["base_model_name_or_path"] = base_name
     return cleaned if cleaned != value else None
+
+
+def _without_places(value: Any) -> Any:
+    """The same without those keys, also in settings within settings (those of a part of a model)."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_places(item) for key, item in value.items() if key not in _PLACES}
 
 
 def provenance(manifest: Manifest, ancestors: list[Ancestor]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ cannot merge is one line."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,28 @@ def test_what_cannot_merge_is_one_line(
     assert "is a reward adapter" in refused("--adapters", one, "--force")
     path.write_text(json.dumps(settings | {"base_model_name_or_path": "owner/other"}))
     assert "different bases" in refused("--adapters", one, two, "--force")
+
+
+def test_rank_stabilised_adapters_keep_their_scale_and_several_dora_are_refused(
+    launch: Launch,
+    adapter: Callable[..., Path],
+    tiny_model: Callable[..., Path],
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """alpha 4, r 2: rsLoRA's scale is 4 / sqrt(2) where LoRA's is 2, and the blend's matrices hold it already."""
+    parts = (adapter("one", seed=1), adapter("two", seed=2))
+
+    def told(**changes: bool) -> None:
+        for folder in parts:
+            path = folder / "adapter_config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    told(use_rslora=True)
+    assert merge(launch, "--adapters", *parts, "--how", "svd") == 0
+    blend = (update(parts[0]) + update(parts[1])) / 2 * math.sqrt(2)
+    expected = weight(tiny_model(num_layers=2)) + blend
+    torch.testing.assert_close(weight(out / "model"), expected, atol=1e-4, rtol=1e-4)
+    told(use_rslora=False, use_dora=True)
+    assert merge(launch, "--adapters", *parts, "--how", "svd", "--force") == 2
+    assert "is a DoRA adapter, which can be merged only alone and whole" in capsys.readouterr().err

@@ -14,8 +14,10 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.after import hub
+from rlhf.after.card import card, plain_settings
+from rlhf.after.config import PublishConfig
 from rlhf.cli import main
-from rlhf.core.run import Launch, is_finished, read_manifest
+from rlhf.core.run import Launch, Manifest, is_finished, read_manifest
 
 
 class FakeApi:
@@ -62,7 +64,11 @@ def test_a_model_with_its_card(
     base = finished("base", "sft", model=tiny_model(), parents={"data": data})
     run = finished("better", "sft", model=tiny_model(), parents={"base": base / "model", "data": data})
     config = run / "model" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": "/home/maria/model"}))
+    place = {"_name_or_path": "/home/maria/model"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **place, "part_config": place}))
+    tokenizer = run / "model" / "tokenizer_config.json"
+    place = {"special_tokens_map_file": "/home/maria/special.json"}
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), **place}))
     (run / "model" / "notes.md").write_text("maria's notes")
     assert publish(launch, run, "--license", "apache-2.0", "--limits", "Not for doctors.") == 0
     out = launch.workspace / "runs" / "better-published"
@@ -170,9 +176,28 @@ def test_what_cannot_be_published(
     config = {"peft_type": "LORA", "base_model_name_or_path": "runs/pickled/model"}
     (adapter / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     assert publish(launch, adapter) == 2
-    assert "its base is runs/pickled/model of this workspace" in capsys.readouterr().err
+    assert "its base is runs/pickled/model of this machine" in capsys.readouterr().err
+    gone = config | {"base_model_name_or_path": "../home/maria/model"}  # it was outside, and is there no more
+    (adapter / "adapter" / "adapter_config.json").write_text(json.dumps(gone))
+    assert publish(launch, adapter) == 2
+    assert "nobody else has" in capsys.readouterr().err
     assert publish(launch, adapter, "--base-name", "us/base") == 0
     package = launch.workspace / "runs" / "policy-published" / "package"
     found = json.loads((package / "adapter_config.json").read_text())
     assert found["base_model_name_or_path"] == "us/base"
     assert "base_model: us/base" in (package / "README.md").read_text()
+
+
+def test_what_a_card_says_of_paths_people_and_classifiers() -> None:
+    settings = {
+        "data": "data/letters.jsonl",
+        "base": "../maria/llama",
+        "test": "/home/maria/t.csv",
+        "who": "maria@example.org",
+    }
+    assert plain_settings(settings) == {"data": "data/letters.jsonl", "base": "llama", "test": "t.csv"}
+    manifest = Manifest(stage="classify", created="now")
+    text = card(manifest, PublishConfig(), [], title="t", kind="adapter", base="us/base")
+    assert "pipeline_tag: text-classification" in text
+    assert "AutoPeftModelForSequenceClassification.from_pretrained" in text
+    assert "A classifier of texts" in text
