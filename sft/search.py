@@ -18,9 +18,10 @@ from typing import Any
 from rlhf.core import html, plots
 from rlhf.core.backbone import Backbone
 from rlhf.core.config import settings_to_yaml
+from rlhf.core.errors import GuardStop
 from rlhf.core.files import read_rows, write_text
 from rlhf.core.run import CHECKPOINTS, Launch, Run
-from rlhf.core.search import LOSS, TRIALS, Proposal, given, search, search_space, with_proposal
+from rlhf.core.search import LOSS, TRIALS, Proposal, given, measured, search, search_space, with_proposal
 from sft.config import LORA_METHODS, SFTConfig
 from sft.methods import add_method, let_go
 from sft.packing import to_rows
@@ -72,21 +73,31 @@ def _train(settings: SFTConfig, trial: Run, load: Load) -> None:
     asked = [example for task in tasks for example in task.validation]
     budget = pass_budget(settings, [*train_set, *asked], to_rows(train_set, room_of(settings, backbone)))
     role = add_method(backbone, ROLE, settings, train_set[0].input_ids)
-    watch = train(backbone, role, tasks, settings, trial, budget)
-    let_go(backbone)
+    try:
+        watch = train(backbone, role, tasks, settings, trial, budget)
+    except GuardStop:
+        shutil.rmtree(trial.path / CHECKPOINTS)
+        raise
+    finally:
+        let_go(backbone)
     trial.finish(dict(zip(FIGURES, (watch.best_loss, watch.best_step, watch.step), strict=True)))
     shutil.rmtree(trial.path / CHECKPOINTS)
 
 
 def page(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """All trials, the best one first, and what the loss had to do with each setting."""
+    stopped, first = [row for row in rows if row[LOSS] is None], rows[0]
+    rows = measured(rows)
     ordered = sorted(rows, key=lambda row: row[LOSS])
-    best, first = ordered[0], rows[0]
+    best = ordered[0]
+    given_loss = "no loss" if first[LOSS] is None else f"{first[LOSS]:.4f}"
     told = (
         f"Trial {best['trial']} has the lowest validation loss, {best[LOSS]:.4f}; the settings as they were given, "
-        f"trial 0, have {first[LOSS]:.4f}. The lowest of many losses on the same rows flatters a little: what the "
+        f"trial 0, have {given_loss}. The lowest of many losses on the same rows flatters a little: what the "
         "chosen settings are worth is for a test set to say, which the search has not seen."
     )
+    if stopped:
+        told += f" Trials that a guard ended have no loss: {', '.join(str(row['trial']) for row in stopped)}."
     table = [{name: row[name] for name in ("trial", *names, *FIGURES)} for row in ordered]
     pictures = [
         html.figure(

@@ -6,7 +6,7 @@ next one. Each proposal depends on the trials before it and the seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from rlhf.core.config import Settings
+from rlhf.core.errors import GuardStop
 from rlhf.core.files import read_rows, write_jsonl
 from rlhf.core.metrics import progress
 from rlhf.core.randomness import derived_seed
@@ -84,8 +85,10 @@ def search(
     """The proposal of the trial with the lowest loss.
 
     path: the JSONL of finished trials. given: the settings as they were given, the first trial, which the others have
-    to beat. attempt: runs one trial by its number and returns its figures, `validation_loss` among them; what it
-    raises ends the search, and the trial is done again (or gone on with) when the run is resumed.
+    to beat. attempt: runs one trial by its number and returns its figures, `validation_loss` among them. A trial that a
+    guard ends (a rate so large that the loss is not finite) has the loss None and is not proposed again; what else
+    `attempt` raises ends the search, and the trial is done again (or gone on with) when the run is resumed. Raises
+    GuardStop where no trial has a loss.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     rows = [row for _, row in read_rows(path)] if path.exists() else []
@@ -93,13 +96,24 @@ def search(
         tracker.advance(len(rows))
         while len(rows) < num_trials:
             proposal = _propose(rows, space, seed) if rows else given
-            rows.append({"trial": len(rows), **proposal, **attempt(len(rows), proposal)})
+            try:
+                figures = attempt(len(rows), proposal)
+            except GuardStop as stop:
+                figures = {LOSS: None, "stopped": str(stop)}
+            rows.append({"trial": len(rows), **proposal, **figures})
             write_jsonl(path, rows)
-            tracker.advance(best=min(row[LOSS] for row in rows))
-    best = min(rows, key=lambda row: row[LOSS])
+            tracker.advance(**{"best": min(row[LOSS] for row in measured(rows))} if measured(rows) else {})
+    if not measured(rows):
+        raise GuardStop(f"none of {len(rows)} trials came to an end; the last: {rows[-1]['stopped']}")
+    best = min(measured(rows), key=lambda row: row[LOSS])
     told = ", ".join(f"{name} {best[name]:.3g}" for name in space)
     print(f"{stage}: best of {len(rows)} trials: {told} (validation loss {best[LOSS]:.4f})")
     return {name: best[name] for name in space}
+
+
+def measured(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials that no guard ended."""
+    return [row for row in rows if row[LOSS] is not None]
 
 
 def _propose(rows: list[dict[str, Any]], space: Space, seed: int) -> Proposal:
@@ -110,5 +124,8 @@ def _propose(rows: list[dict[str, Any]], space: Space, seed: int) -> Proposal:
     study = optuna.create_study(direction="minimize", sampler=sampler)
     for row in rows:
         params = {name: row[name] for name in space}
-        study.add_trial(optuna.trial.create_trial(params=params, distributions=dict(space), value=row[LOSS]))
+        ended = optuna.trial.TrialState.COMPLETE if row[LOSS] is not None else optuna.trial.TrialState.FAIL
+        study.add_trial(
+            optuna.trial.create_trial(state=ended, params=params, distributions=dict(space), value=row[LOSS])
+        )
     return dict(study.ask(dict(space)).params)

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.core.errors import ConfigError, Stopped
+from rlhf.core.errors import ConfigError, GuardStop, Stopped
 from rlhf.core.run import Launch, read_manifest
-from rlhf.core.search import PLACES, TRIALS, given, search_space, with_proposal
+from rlhf.core.search import PLACES, TRIALS, given, search, search_space, with_proposal
 from sft import train as sft_train
 from sft.config import SFTConfig
+from sft.search import page
 from sft.trainer import Trainer
 
 
@@ -107,3 +108,25 @@ def test_what_cannot_be_searched_is_said_before_anything_is_written(
     with pytest.raises(ConfigError, match=r"--tune needs optuna; .*rlhf-loop\[tune\]"):
         sft_train.run(SFTConfig(**sft_options(tune=2)), launch)
     assert not launch.workspace.exists()
+
+
+def test_a_trial_that_a_guard_ends_is_passed_over(tmp_path: Path, sft_options: Callable[..., Any]) -> None:
+    config = SFTConfig(**sft_options())
+    space = search_space(config)
+
+    def attempt(number: int, proposal: dict[str, Any]) -> dict[str, Any]:
+        if number != 1:
+            raise GuardStop("step 3: loss is nan")
+        return {"validation_loss": 2.5, "best_step": 1, "num_steps": 2}
+
+    options: dict[str, Any] = {"seed": 0, "stage": "sft"}
+    first = given(config, space)
+    with pytest.raises(GuardStop, match="none of 1 trials came to an end; the last: step 3: loss is nan"):
+        search(tmp_path / "one.jsonl", 1, space, first, attempt, **options)
+    best = search(tmp_path / "three.jsonl", 3, space, first, attempt, **options)
+    rows = [json.loads(line) for line in (tmp_path / "three.jsonl").read_text().splitlines()]
+    assert [row["validation_loss"] for row in rows] == [None, 2.5, None]
+    assert best == {name: rows[1][name] for name in space}
+    said = page(rows, list(space))
+    assert "trial 0, have no loss" in said
+    assert "Trials that a guard ended have no loss: 0, 2." in said
