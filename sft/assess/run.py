@@ -117,7 +117,7 @@ def find_files(config: SFTEvalConfig, named: Named, launch: Launch) -> tuple[Fil
     notes: list[str] = []
     data = find_path(required(config.data, "data", "a file of held-out demonstrations or texts"), launch)
     train = tuple(find_path(name, launch) for name in config.train)
-    if not train and config.shots and named.manifest is not None:
+    if not train and named.manifest is not None:
         known = [
             p.path for role, p in named.manifest.parents.items() if role == "data" or role.startswith("data ")
         ]
@@ -125,7 +125,10 @@ def find_files(config: SFTEvalConfig, named: Named, launch: Launch) -> tuple[Fil
         train = tuple(path for path in paths if path.is_file())
         if len(train) < len(paths):
             gone = next(path for path in paths if not path.is_file())
-            notes.append(f"The training data {gone.name} is gone: it gave no few-shot examples.")
+            notes.append(
+                f"The training data {gone.name} is gone: it gave no few-shot examples, and was not searched for "
+                "held-out prompts."
+            )
     if not train and config.shots:
         notes.append(
             "Few-shot prompting was not measured: name the training demonstrations with --train, which its examples "
@@ -150,7 +153,7 @@ def read_files(files: Files, config: SFTEvalConfig, notes: list[str]) -> Rows:
     """The rows of all files. Raises DataError naming file and line."""
     items, texts = read_held_out(files.data, config.max_items)
     train: list[Item] = []
-    if config.shots and items:
+    if items:
         train = [item for path in files.train for item in read_held_out(path)[0]]
         asked = {item.prompt for item in train}
         seen = sum(item.prompt in asked for item in items)
@@ -190,9 +193,9 @@ def encode(
     inputs = Inputs(files.data, fit(rows.items, files.data), notes=notes)
     if rows.texts:
         inputs.texts, inputs.texts_shown = general_windows(tuned.codec, [], rows.texts, str(files.data))
-    if base is not None and rows.train and inputs.items:
+    if config.shots and base is not None and rows.train and inputs.items:
         inputs.pool = example_pool(rows.train, inputs.items, ", ".join(map(str, files.train)))
-    elif rows.items and files.train and not rows.train:
+    elif config.shots and rows.items and files.train and not rows.train:
         raise DataError(f"{files.train[0]}: holds no demonstration; expected few-shot examples, or --shots 0")
     if files.general is not None:
         inputs.general, inputs.general_shown = general_windows(

@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from rlhf.core.stats import calibration_bins, expected_calibration_error
 
 NUM_RESAMPLES = 2000
-RESAMPLES_AT_ONCE = 100
+MAX_RESAMPLE_CELLS = 4_000_000  # 32 MB of tables, or of counts of families, at a time
 TEMPERATURES = (0.05, 20.0)
 SCORES = ("accuracy", "macro_f1", "weighted_f1")
 
@@ -50,27 +50,29 @@ def scores_of(tables_RKK: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def resampled_tables(
+def resampled_scores(
     targets_N: np.ndarray,
     predicted_N: np.ndarray,
     num_labels: int,
     families: Sequence[Hashable],
     seed: int,
     num_resamples: int = NUM_RESAMPLES,
-) -> np.ndarray:
-    """[R, K, K] confusion tables of bootstrap samples that draw whole families. Equal seeds draw the same families."""
+) -> dict[str, np.ndarray]:
+    """`scores_of` bootstrap samples that draw whole families. Equal seeds draw the same families."""
     index: dict[Hashable, int] = {}
     family_N = np.array([index.setdefault(family, len(index)) for family in families])
     cells_N = targets_N * num_labels + predicted_N
     shape = (len(index), num_labels**2)
     counts_GC = csr_matrix((np.ones(len(cells_N)), (family_N, cells_N)), shape=shape)
     rng = np.random.default_rng(seed)
-    tables = []
-    for start in range(0, num_resamples, RESAMPLES_AT_ONCE):
-        size = min(RESAMPLES_AT_ONCE, num_resamples - start)
+    at_once = max(1, MAX_RESAMPLE_CELLS // max(num_labels**2, len(index)))
+    found = []
+    for start in range(0, num_resamples, at_once):
+        size = min(at_once, num_resamples - start)
         times_RG = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size=size)
-        tables.append((counts_GC.T @ times_RG.T).T)
-    return np.concatenate(tables).reshape(num_resamples, num_labels, num_labels)
+        tables_RC = (counts_GC.T @ times_RG.T).T
+        found.append(scores_of(tables_RC.reshape(size, num_labels, num_labels)))
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def classification(
@@ -79,7 +81,7 @@ def classification(
     """Scores with 95 % intervals, the same per label, and the confusion table."""
     table = confusion_matrix(targets_N, predicted_N, len(labels))
     found = scores_of(table[None])
-    drawn = scores_of(resampled_tables(targets_N, predicted_N, len(labels), families, seed))
+    drawn = resampled_scores(targets_N, predicted_N, len(labels), families, seed)
     result: dict[str, Any] = {"n": len(targets_N), "num_families": len(set(families))}
     for name in SCORES:
         result |= _with_interval(name, found[name][0], drawn[name])
@@ -105,8 +107,8 @@ def lead(
     pairs = []
     for predicted in (predicted_N, other_N):
         table = confusion_matrix(targets_N, predicted, num_labels)
-        drawn = resampled_tables(targets_N, predicted, num_labels, families, seed)
-        pairs.append((scores_of(table[None]), scores_of(drawn)))
+        drawn = resampled_scores(targets_N, predicted, num_labels, families, seed)
+        pairs.append((scores_of(table[None]), drawn))
     for name in SCORES:
         (mean, drawn_scores), (other, other_drawn) = ((a[name], b[name]) for a, b in pairs)
         result |= _with_interval(name, mean[0] - other[0], drawn_scores - other_drawn)

@@ -70,7 +70,9 @@ def _read(
 
     def parse(number: int, row: dict[str, Any]) -> tuple[dict[str, Any], LabelledText]:
         text = text_of(row, text_column)
-        label = label_of(row, label_column) if wanted or label_column in row else ""
+        # A column that is there to be filled is none of labels.
+        empty = row.get(label_column) in (None, "")
+        label = label_of(row, label_column) if wanted or not empty else ""
         if label and label not in classifier.labels:
             raise BadRow(f"label {label!r}; the classifier knows {', '.join(classifier.labels)}")
         if texts and bool(label) != bool(texts[0].label):

@@ -15,7 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.cli import main
-from rlhf.core.run import read_manifest
+from rlhf.core.run import Launch, read_manifest
+from sft.assess.config import SFTEvalConfig
+from sft.assess.run import find_files, read_files
+from sft.assess.subjects import find_named
 
 TERMS = """
 sets:
@@ -178,6 +181,18 @@ def test_the_base_against_itself_gains_and_loses_nothing(
     few_shot = result["few_shot"]
     assert few_shot["join"] == min(few_shot["tried"], key=few_shot["tried"].get)
     assert metrics["nll_few_shot"] != metrics["nll_base"]
+
+
+def test_held_out_prompts_in_the_training_data_are_told_without_few_shot_too(world: World) -> None:
+    train, notes, launch = world.root / "train.jsonl", list[str](), Launch(world.root, "")
+    config = SFTEvalConfig(shots=0, data=str(train))
+    files, _ = find_files(config, find_named("runs/sft", launch), launch)
+    assert files.train == (train,)
+    rows = read_files(files, config, notes)
+    assert notes == [
+        f"{len(rows.items)} of the {len(rows.items)} held-out prompts stand in the training data: these figures "
+        "flatter the tuned model."
+    ]
 
 
 def test_a_method_that_cannot_merge_is_examined_by_its_adapter(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -11,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf.core.errors import DataError
-from sft.classify.config import ClassifyConfig
+from sft.classify.config import ClassifyConfig, LabelConfig
 from sft.classify.data import SPLITS, LabelledData, load_labelled, read_labelled
+from sft.classify.model import Labelling
+from sft.classify.predict import _read
 
 WORDS = (
     *("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel"),
@@ -129,3 +132,14 @@ def test_labels_may_be_numbers_and_truth_values_in_any_file(tmp_path: Path) -> N
     assert [row.label for row in read_labelled(tmp_path / "rows.jsonl", "text", "label")] == ["true", "false"]
     with pytest.raises(DataError, match="every row has the label 'same'"):
         load(write(tmp_path / "one.parquet", [{"text": t, "label": "same"} for t in texts(5)]))
+
+
+def test_a_column_of_labels_that_is_still_empty_is_none(tmp_path: Path) -> None:
+    classifier: Any = SimpleNamespace(labelling=Labelling(("a", "b"), 8), labels=("a", "b"))
+    path = tmp_path / "new.csv"
+    path.write_text("text,label\nhello,\nthere,\n")
+    _, texts = _read(path, LabelConfig(file="new.csv"), classifier)
+    assert [(text.text, text.label) for text in texts] == [("hello", ""), ("there", "")]
+    path.write_text("text,label\nhello,a\nthere,\n")
+    with pytest.raises(DataError, match="in some of the rows only"):
+        _read(path, LabelConfig(file="new.csv"), classifier)

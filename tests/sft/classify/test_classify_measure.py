@@ -16,7 +16,7 @@ from sft.classify.measure import (
     fit_temperature,
     lead,
     probabilities,
-    resampled_tables,
+    resampled_scores,
     scores_of,
 )
 
@@ -49,7 +49,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert np.isnan(found["f1"][0, 4])
 
 
-def test_intervals_draw_families_whole() -> None:
+def test_intervals_draw_families_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     # 40 texts, each four times: the same 60 % right, but a fourth of the evidence, so twice the width
     right = np.array([1] * 24 + [0] * 16)
     true = np.zeros(160, dtype=int)
@@ -63,8 +63,12 @@ def test_intervals_draw_families_whole() -> None:
     assert widths[0] / widths[1] == pytest.approx(2.0, abs=0.3)
     # binomial: 0.6 +- 1.96 sqrt(0.6 * 0.4 / 40) = 0.6 +- 0.152
     assert wide["accuracy_low"] == pytest.approx(0.6 - 0.152, abs=0.03)
-    tables = resampled_tables(true, said, 2, copies, 0)
-    assert (tables.sum((1, 2)) == 160).all()
+    whole = resampled_scores(true, said, 2, copies, 0)
+    assert len(whole["accuracy"]) == 2000
+    # A thousand labels have tables of 8 MB each: what is drawn at a time changes nothing.
+    monkeypatch.setattr("sft.classify.measure.MAX_RESAMPLE_CELLS", 400)
+    for name, drawn in resampled_scores(true, said, 2, copies, 0).items():
+        np.testing.assert_array_equal(drawn, whole[name])
 
 
 def test_the_lead_is_paired() -> None:
