@@ -122,9 +122,9 @@ class KlToBase:
         if self._watched:
             self._hidden_BSH = output.last_hidden_state
 
-    def term(self, inputs: dict[str, Any], num_targets: Tensor | int) -> tuple[Tensor, float]:
+    def term(self, inputs: dict[str, Any], num_targets: Tensor | int) -> tuple[Tensor, float | None]:
         """(coefficient times the KL of this part of a batch over the batch's target tokens, mean KL of the tokens that
-        count here, 0 where none does). num_targets: of the whole batch."""
+        count here, None where none does). num_targets: of the whole batch."""
         assert self._hidden_BSH is not None
         tokens_BS = inputs["input_ids"]
         hidden_BSH, self._hidden_BSH = self._hidden_BSH[:, -tokens_BS.shape[1] :], None
@@ -133,7 +133,7 @@ class KlToBase:
             counts_BS = counts_BS & self._replay_rows(inputs)[:, None]
         number = int(counts_BS.sum())
         if not number:
-            return hidden_BSH.sum() * 0.0, 0.0
+            return hidden_BSH.sum() * 0.0, None
         with torch.no_grad():
             read = {name: inputs[name] for name in _MODEL_INPUTS if name in inputs}
             hidden_base_BSH = self._base.get_decoder()(**read, use_cache=False).last_hidden_state

@@ -84,7 +84,8 @@ class Trainer(SFTTrainer):
         with self.kl.watching():
             loss = super().compute_loss(model, inputs, *args, **kwargs)
         term, mean = self.kl.term(inputs, kwargs["num_items_in_batch"])
-        self._metrics["train"]["kl_to_base"].append(mean)
+        if mean is not None:
+            self._metrics["train"]["kl_to_base"].append(mean)
         return loss + term
 
     def training_step(

@@ -17,6 +17,7 @@ GROUP, EXTRAS_GROUP = "Python and packages", "Extras"
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "gradio", "sqlalchemy")
 PURPOSE = {
     "qlora": "a base in 4 bits (--model.quantization nf4)",
+    "lm-eval": "lm-evaluation-harness in `rlhf sft-eval` (--harness.tasks)",
     "tune": "searched settings (--tune N)",
     "presidio": "names and places in `rlhf prepare`",
     "privacy": "private training (--privacy.epsilon)",
