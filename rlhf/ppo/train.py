@@ -201,7 +201,8 @@ def train(
                 seconds = {"rollout": collected - started, "update": time.perf_counter() - collected}
                 figures = trainer.figures(batch, targets, stats, seconds)
                 trainer.finish_iteration(figures["kl"], len(batch.texts))
-                last = trainer.iteration == config.num_iterations
+                # What ends a run here (a budget) ends it with an evaluation: the last policy may be the best.
+                last = trainer.iteration == config.num_iterations or bool(trainer.watch.ended)
                 if eval_prompts and (last or trainer.iteration % config.eval_every == 0):
                     figures |= trainer.evaluate(eval_prompts, record, guard.check)
                 with processes.together():
@@ -314,15 +315,24 @@ class PPOTrainer:
     def begin_as(self, folder: Path) -> None:
         """Start from a saved policy, with its value head where it has one of the kind that is trained here.
 
-        Raises CheckpointError where it does not fit: another backbone, rank, or share of layers.
+        Raises CheckpointError where it does not fit: another backbone, rank, alpha, or share of layers.
         """
         role = self.backbone.roles[POLICY]
-        base = read_adapter_config(folder).get("base_model_name_or_path")
+        settings = read_adapter_config(folder)
+        base = settings.get("base_model_name_or_path")
         if base != self.backbone.name:
             raise CheckpointError(
                 f"{folder}: was trained on the backbone {base!r}; expected {self.backbone.name!r}"
             )
         load_role_tensors(role, load_tensors(folder / WEIGHTS_FILE), str(folder))
+        scaling = {"lora_alpha": 8, "use_rslora": False}  # with peft's defaults
+        for name, default in scaling.items():
+            found, expected = settings.get(name, default), getattr(role.lora, name)
+            if found != expected:
+                raise CheckpointError(
+                    f"{folder}: was trained with {name} {found}; expected {expected}, since the same weights scaled in "
+                    "another way are another policy (--lora.alpha)"
+                )
         head = folder / VALUE_HEAD_FILE
         if role.head is not None and head.is_file():
             try:

@@ -48,3 +48,7 @@ def test_an_adapter_of_another_kind_is_refused(
     other = ppo_config(num_iterations=1, init_adapter="runs/first", lora={"r": 8, "alpha": 8})
     with pytest.raises(CheckpointError, match="does not fit the backbone"):
         evaluations(ppo_launch, other, "second")
+    # The tensors fit, but at twice the scale they would be a policy that nobody trained.
+    scaled = ppo_config(num_iterations=1, init_adapter="runs/first", lora={"r": 4, "alpha": 16})
+    with pytest.raises(CheckpointError, match=r"was trained with lora_alpha 8\.0; expected 16\.0"):
+        evaluations(ppo_launch, scaled, "third")

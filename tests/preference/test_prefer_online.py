@@ -57,7 +57,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     prefer_config: Make, prefer_launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends with the iteration that spends its budget, before and after the interruption."""
-    config = prefer_config("rloo", budget_tokens=2000)
+    config = prefer_config("rloo", budget_tokens=2000, online={"eval_every": 1000})
     whole = replace(prefer_launch, out=prefer_launch.workspace / "runs" / "whole")
     run(config, whole)
     update = GroupTrainer.update
@@ -88,6 +88,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert rows[0] == rows[1]
     assert read_manifest(whole.out).metrics["tokens_spent"] >= 2000
     assert rows[0][-1]["step"] < 3
+    # Whatever eval_every is, the last policy is looked at before the best is chosen.
+    assert "eval_objective" in rows[0][-1]
 
 
 def test_the_best_of_n_are_kept_as_demonstrations(prefer_launch: Launch) -> None:
