@@ -252,7 +252,8 @@ class PreferConfig(Settings):
                 f"{given[0]} was given, but {self.method} learns from a snapshot of ratings; online methods are "
                 f"{', '.join(ONLINE)}"
             )
-        usable = {"pairs", "rankings"} | ({"thumbs", "demonstrations"} if self.method == "kto" else set())
+        # Demonstrations are good ones only: beside other answers they count, alone they tell nothing apart.
+        usable = {"pairs", "rankings"} | ({"thumbs"} if self.method == "kto" else set())
         if not usable & set(self.learn_from):
             raise ValueError(
                 f"learn_from is {list(self.learn_from)}; {self.method} learns from {', '.join(sorted(usable))}"
@@ -265,6 +266,10 @@ class PreferConfig(Settings):
             )
         if self.imitation_coef and self.method == "kto":
             raise ValueError("imitation_coef is for methods that learn from pairs; found method kto")
+        if self.sampling.temperature == 0:
+            raise ValueError(
+                f"sampling.temperature is 0; {self.method} compares log-probabilities, and greedy has none"
+            )
         if self.kl_weight == 0:
             raise ValueError(f"beta is 0; {self.method} needs a positive one")
         if self.engine == "trl":
@@ -286,6 +291,11 @@ class PreferConfig(Settings):
             "budget_seconds": self.budget_seconds is not None,
             "budget_tokens": self.budget_tokens is not None,
         }
+        if self.sampling.temperature != 1:
+            raise ValueError(
+                f"engine trl has no place for sampling.temperature = {self.sampling.temperature}; expected 1, or "
+                "engine native"
+            )
         expected = {"ties": "ignore", "use_weights": "false", "rater_weights": "none"}
         for name, is_wrong in wrong.items():
             if is_wrong:

@@ -110,7 +110,7 @@ def _as_reward(config: PreferConfig) -> RewardConfig:
     if config.method == "kto":
         kinds += [kind for kind in config.learn_from if kind == "thumbs"]
     return RewardConfig(
-        learn_from=tuple(kinds) or ("thumbs",),
+        learn_from=tuple(kinds),
         on_too_long=config.on_too_long,
         near_duplicates=config.near_duplicates,
         seed=config.seed,

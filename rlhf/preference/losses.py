@@ -12,7 +12,7 @@ the comparison "first beats second" costs
 
 with s the logistic function, e the share of wrong labels and c `imitation_coef`, which every one of them may have (for
 dpo that is RPO, Pang et al., arXiv:2404.19733). ipo divides by the number of tokens, as its authors do in their
-experiments (and trl with them); their equation does not.
+experiments (and trl with them); their equation does not. cpo's imitation is per token, as in trl; its paper adds it up.
 
 All but the imitation are symmetric in the two sides, so several raters' answers count as shares: wins of the first,
 wins of the second, and ties, which are half a win for each (for ipo: r1 / n1 = r2 / n2). A tie says nothing about what

@@ -22,7 +22,7 @@ from typing import Any
 
 from rlhf.core.backbone import Backbone
 from rlhf.core.checkpoint import StateCheckpoints
-from rlhf.core.errors import Stopped
+from rlhf.core.errors import GuardStop, Stopped
 from rlhf.core.guards import SignalGuard
 from rlhf.core.inputs import find_model, find_path, model_name, require_one_process, required
 from rlhf.core.metrics import progress
@@ -105,6 +105,11 @@ def train(backbone: Backbone, data: PreferenceData, config: PreferConfig, record
         state = checkpoints.newest() if record.resuming else None
         if state is not None:
             trainer.load_state_dict(state)
+        elif trainer.spent.used_up:
+            raise GuardStop(
+                f"nothing was learned: {trainer.spent.why()} before the first step, on the reference's "
+                f"log-probabilities ({trainer.spent.tokens} tokens in {trainer.spent.seconds:.1f} s); expected more"
+            )
         record.metrics.truncate_after(trainer.global_step if state is not None else -1)
         _epochs(trainer, checkpoints, record, guard)
         trainer.restore_best()

@@ -177,6 +177,17 @@ def test_a_weight_that_is_not_finite_ends_the_run(
     assert not (prefer_launch.out / "adapter").exists()
 
 
+def test_a_budget_that_is_spent_before_the_first_step_is_said(
+    prefer_config: Make, prefer_launch: Launch
+) -> None:
+    with pytest.raises(
+        GuardStop, match="nothing was learned: its budget of 10 tokens is spent before the first step"
+    ):
+        run(prefer_config(budget_tokens=10), prefer_launch)
+    assert prefer_launch.out is not None
+    assert not (prefer_launch.out / "adapter").exists()
+
+
 def test_what_does_not_fit_is_one_line(prefer_config: Make, prefer_launch: Launch) -> None:
     rows = (prefer_launch.workspace / "snapshots" / "1" / "train.jsonl").read_text().splitlines()
     (prefer_launch.workspace / "snapshots" / "1" / "train.jsonl").write_text(
@@ -196,7 +207,13 @@ def test_what_does_not_fit_is_one_line(prefer_config: Make, prefer_launch: Launc
         (["--method", "ipo", "--margin-scale", "1"], "margin_scale is for dpo, cpo, simpo; found method ipo"),
         (["--method", "orpo", "--label-smoothing", "0.1"], "label_smoothing is for dpo, robust, cpo, simpo"),
         (["--learn-from", "thumbs"], r"learn_from is \['thumbs'\]; dpo learns from pairs, rankings"),
+        (["--method", "kto", "--learn-from", "demonstrations"], "kto learns from pairs, rankings, thumbs"),
         (["--beta", "0"], "beta is 0; dpo needs a positive one"),
+        (["--sampling.temperature", "0"], "sampling.temperature is 0; dpo compares log-probabilities"),
+        (
+            ["--engine", "trl", "--ties", "ignore", "--no-use-weights", "--sampling.temperature", "0.7"],
+            "engine trl has no place for sampling.temperature = 0.7",
+        ),
         (["--budget-seconds", "5", "--budget-tokens", "5"], "were both given"),
         (["--method", "grpo", "--lora.dropout", "0.1"], "lora.dropout is 0.1; ppo needs 0"),
         (["--method", "dqn"], "dqn"),
