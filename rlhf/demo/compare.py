@@ -13,7 +13,7 @@ from rlhf.core.run import Launch
 from rlhf.core.settings import LoraSettings
 from rlhf.demo import rubric, world
 from rlhf.demo.config import DemoConfig
-from rlhf.demo.run import PROJECT, Demo
+from rlhf.demo.run import PROJECT, Demo, Stage
 from rlhf.loop.compare.config import CompareConfig
 from rlhf.loop.compare.run import run as compare
 from rlhf.preference.config import OFFLINE
@@ -37,16 +37,26 @@ SETTINGS = (
 
 def run(config: CompareConfig, launch: Launch) -> None:
     """Compare; without --backbone in the embedded world, which is made first."""
+    if launch.dry_run and not config.backbone:
+        stages = missing(Demo(DemoConfig(seed=config.seed), launch))
+        if stages:
+            names = ", ".join(stage.name for stage in stages)
+            print(f"compare: would make the embedded world in {launch.workspace} first: {names}")
+            return
     compare(config if config.backbone else in_the_world(config, launch), launch)
+
+
+def missing(demo: Demo) -> list[Stage]:
+    """What of the world a comparison stands on and is not there yet."""
+    last = [stage.name for stage in demo.stages].index(LAST_STAGE)
+    return [stage for stage in demo.stages[: last + 1] if stage.name not in demo.seconds]
 
 
 def in_the_world(config: CompareConfig, launch: Launch) -> CompareConfig:
     """The comparison with everything that the world has for it. Makes what of the world is missing."""
     demo = Demo(DemoConfig(seed=config.seed), launch)
-    last = [stage.name for stage in demo.stages].index(LAST_STAGE)
-    for stage in demo.stages[: last + 1]:
-        if stage.name not in demo.seconds:
-            demo.do(stage)
+    for stage in missing(demo):
+        demo.do(stage)
     runs, data = demo.workspace.runs, demo.data
     there: dict[str, Any] = {
         "backbone": str(runs / "sft"),
@@ -63,6 +73,13 @@ def in_the_world(config: CompareConfig, launch: Launch) -> CompareConfig:
         changes["sampling"] = demo.sampling.model_dump()
     if config.lora == untouched.lora:
         changes["lora"] = LoraSettings(r=16, alpha=32, adapter_layers=0.5).model_dump()
-    own = [text for text in SETTINGS if text.split(".")[0] in (*config.names, "all")]
+    # A setting of ours for one method would win over one of theirs for all.
+    theirs = {_key(text) for text in config.overrides if text.startswith("all.")}
+    own = [t for t in SETTINGS if t.split(".")[0] in (*config.names, "all") and _key(t) not in theirs]
     changes["overrides"] = (*own, *config.overrides)
     return CompareConfig.model_validate(config.model_dump(mode="json") | changes)
+
+
+def _key(text: str) -> str:
+    """KEY of METHOD.KEY=VALUE."""
+    return text.partition("=")[0].strip().partition(".")[2]

@@ -12,9 +12,11 @@ import pytest
 
 from feedback_app.store.engine import Store
 from rlhf.core.config import load_settings
-from rlhf.core.errors import ConfigError
+from rlhf.core.errors import ConfigError, DataError
+from rlhf.core.metrics import read_metrics
 from rlhf.core.run import Launch, Workspace, is_finished
 from rlhf.demo.compare import in_the_world
+from rlhf.demo.compare import run as in_demo
 from rlhf.demo.config import DemoConfig
 from rlhf.loop.compare import run as compare
 from rlhf.loop.compare.config import CompareConfig
@@ -126,6 +128,8 @@ def test_all_methods_on_one_budget(
     assert rates == sorted(rates, reverse=True)
     for name in ("grpo", "ppo"):  # they end with the first iteration that is beyond the budget
         assert 1 <= rows[name]["used"] < 1.5
+        metrics = read_metrics(Place.of(out, name).run / "metrics.jsonl")
+        assert "eval_objective" in metrics[-1]  # and with an evaluation, whatever eval_every is
     # The judge is the reward here, so the best of 3 cannot lose against the first of the 3.
     assert rows["best-of-n"]["win_rate_low"] >= 0.5
     # log 3 - 2/3 = 0.4319
@@ -134,11 +138,42 @@ def test_all_methods_on_one_budget(
     page = (out / "compare.html").read_text()
     assert "Win rate over the backbone" in page
     assert "at most 0.43" in page
+    # eval_prompts are the held-out prompts here, all eight of them
+    assert result["num_seen"] == 8
+    assert "8 of the held-out prompts are also among" in page
 
     with Store.open(compare_launch.db) as store:
         registry = Registry(store, Workspace(root))
         assert set(result["artifacts"]) == {"dpo", "grpo", "ppo"}
         assert registry.artifact(result["artifacts"]["grpo"]).path == out / "runs" / "grpo"
+
+
+def test_inputs_are_looked_up_before_anything_is_trained(
+    compare_launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = compare_launch.workspace, compare_launch.out
+    for changes, error, message in (
+        ({"judge": f"{root}/nobody.py:judge"}, ConfigError, "no such file"),
+        ({"judge": "runs/nobody"}, DataError, "runs/nobody: no such file or directory"),
+        ({"reward": "runs/nobody"}, DataError, "runs/nobody: no such file or directory"),
+        ({"eval_prompts": "nothing.jsonl"}, DataError, "nothing.jsonl: no such file or directory"),
+    ):
+        with pytest.raises(error, match=message):
+            compare.run(small_config(root, **changes), compare_launch)
+    assert out is not None
+    assert not out.exists()
+    in_demo(CompareConfig(), replace(compare_launch, dry_run=True))
+    assert "would make the embedded world" in capsys.readouterr().out
+    assert not (root / "runs" / "base").exists()
+
+
+def test_a_snapshot_of_simulated_ratings_is_named_without_the_registry(tmp_path: Path) -> None:
+    launch = Launch(workspace=tmp_path, db="")
+    config = CompareConfig(snapshot=str(tmp_path))
+    for said in (True, False):
+        (tmp_path / "manifest.json").write_text(json.dumps({"simulated": said}))
+        assert compare._learned_from_programs(config, launch) == said
+    assert not compare._learned_from_programs(CompareConfig(), launch)
 
 
 def test_budgets_and_overrides() -> None:
@@ -165,6 +200,9 @@ def test_budgets_and_overrides() -> None:
         (["--methods", "dpo,dpo"], "each method once"),
         (["--overrides", "kto.beta=1", "--methods", "dpo"], "is for 'kto', which is not among the methods"),
         (["--overrides", "dpo.beta"], "is not of the form METHOD.KEY=VALUE"),
+        (["--overrides", "dpo.beta=[", "--methods", "dpo"], r"the value of 'dpo\.beta=\[' cannot be read"),
+        (["--overrides", "all.kl_coeff=1"], "no method has a setting 'kl_coeff'"),
+        (["--overrides", "best-of-n.n=16"], "best-of-n is not trained"),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(arguments: list[str], message: str) -> None:
@@ -179,6 +217,9 @@ def test_without_a_backbone_it_is_the_embedded_world(tmp_path: Path) -> None:
     state = {"settings": demo.model_dump(mode="json"), "seconds": dict.fromkeys(stages, 1.0)}
     (tmp_path / "demo.json").write_text(json.dumps(state))
     launch = Launch(workspace=tmp_path, db=f"sqlite:///{tmp_path}/feedback.db")
+    asked = CompareConfig(methods="dpo", overrides=("all.optim.lr=1e-4",))
+    # Theirs for all methods wins over the world's own for one.
+    assert settings_of(in_the_world(asked, launch), "dpo", 0).optim.lr == 1e-4
     asked = CompareConfig(methods="dpo,ppo", overrides=("dpo.beta=0.2", "ppo.optim.lr=5e-4"))
     config = in_the_world(asked, launch)
     assert config.sampling.temperature == demo.temperature
@@ -189,3 +230,13 @@ def test_without_a_backbone_it_is_the_embedded_world(tmp_path: Path) -> None:
     assert (dpo.beta, dpo.optim.lr, dpo.batch_size) == (0.2, 3e-3, 16)
     assert (ppo.optim.lr, ppo.num_prompts) == (5e-4, 64)
     assert ppo.reward == str(tmp_path / "runs" / "reward")
+
+
+def test_a_process_that_ended_well_sends_nothing() -> None:
+    """A pipe whose other end was closed polls as readable; what was sent before that is still there."""
+    for sent, expected in (([], None), (["stopped"], "stopped")):
+        ours, theirs = compare.SPAWN.Pipe(duplex=False)
+        for message in sent:
+            theirs.send(message)
+        theirs.close()
+        assert compare.received(ours) == expected

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from rlhf.core.config import Settings
 from rlhf.core.settings import LoraSettings, ModelSettings, SamplingSettings
-from rlhf.preference.config import Method
+from rlhf.ppo.config import PPOConfig
+from rlhf.preference.config import Method, PreferConfig
 
 PPO, BEST_OF_N = "ppo", "best-of-n"
 METHODS: tuple[str, ...] = (PPO, *get_args(Method), BEST_OF_N)
@@ -104,10 +105,17 @@ class CompareConfig(Settings):
                 raise ValueError(f"methods names {name!r}; expected some of {', '.join(METHODS)}")
         if not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"methods is {self.methods!r}; expected each method once, separated by commas")
+        known = {*PreferConfig.model_fields, *PPOConfig.model_fields}
         for text in self.overrides:
-            scope = _override(text)[0]
+            scope, keys, _ = _override(text)
             if scope not in (*self.names, "all"):
                 raise ValueError(f"overrides: {text!r} is for {scope!r}, which is not among the methods")
+            if scope == BEST_OF_N:
+                raise ValueError(
+                    f"overrides: {text!r}: best-of-n is not trained; what it has is --n and --sampling"
+                )
+            if scope == "all" and keys[0] not in known:
+                raise ValueError(f"overrides: {text!r}: no method has a setting {keys[0]!r}")
         return self
 
 
@@ -117,7 +125,10 @@ def _override(text: str) -> tuple[str, list[str], Any]:
     method, *keys = left.strip().split(".")
     if not equals or not keys or not all(keys):
         raise ValueError(f"overrides: {text!r} is not of the form METHOD.KEY=VALUE")
-    value = yaml.safe_load(right)
+    try:
+        value = yaml.safe_load(right)
+    except yaml.YAMLError as error:
+        raise ValueError(f"overrides: the value of {text!r} cannot be read") from error
     if isinstance(value, str):
         with contextlib.suppress(ValueError):  # YAML 1.1 takes 3e-4 for a text
             value = float(value)

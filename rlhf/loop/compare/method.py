@@ -119,7 +119,7 @@ def run_method(config: CompareConfig, launch: Launch, out: Path, method: str, se
         figures |= _best_of_n(config, launch, place, seed)
     else:
         settings = settings_of(config, method, seed)
-        there = _into(launch, place.run)
+        there, was_trained = _into(launch, place.run), is_finished(place.run)
         if isinstance(settings, BudgetedPPOConfig):
             trainer = partial(
                 BudgetedTrainer, budget_seconds=settings.budget_seconds, budget_tokens=settings.budget_tokens
@@ -127,7 +127,8 @@ def run_method(config: CompareConfig, launch: Launch, out: Path, method: str, se
             run_with(trainer, settings, settings, there)
         else:
             prefer(settings, there)
-        figures |= {"peak_memory_mib": peak_memory_mib(), "answers_drawn": 1}
+        # A process that goes on behind an interruption has not seen the training that was finished before.
+        figures |= {"peak_memory_mib": None if was_trained else peak_memory_mib(), "answers_drawn": 1}
         evaluate(_evaluation(config, str(place.run)), _into(launch, place.evaluation))
         metrics = read_manifest(place.run).metrics
         kept = ("seconds_training", "tokens_spent", "best_epoch", "num_epochs", "best_iteration", "step")

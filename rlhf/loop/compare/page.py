@@ -20,6 +20,8 @@ def page(result: Mapping[str, Any], config: CompareConfig) -> str:
             ("", html.note("Simulated: the ratings behind these runs were made by programs, not people."))
         )
     sections += [("", html.note(f"{name} failed: {why}")) for name, why in result["failed"].items()]
+    if result["num_seen"]:
+        sections.append(("", html.note(seen_words(result["num_seen"]))))
     if rows:
         sections += [
             ("", _headline(rows, config)),
@@ -210,6 +212,14 @@ def _footer(result: Mapping[str, Any]) -> str:
 
 
 # ---- numbers as text -----------------------------------------------------------------------------------------
+
+
+def seen_words(count: int) -> str:
+    """That held-out prompts were not held out."""
+    return (
+        f"{count} of the held-out prompts are also among those that methods learned from or were chosen by: what is "
+        "said of them favours these methods."
+    )
 
 
 def budget_words(config: CompareConfig) -> str:

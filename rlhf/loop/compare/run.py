@@ -15,21 +15,27 @@ import json
 import multiprocessing
 import signal
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from feedback_app.store.engine import Store
+from reward.data import load_preferences
+from rlhf.core.callables import ScoringFunction, is_callable_spec
 from rlhf.core.errors import ConfigError, GuardStop, RlhfError, Stopped
 from rlhf.core.files import read_numbered, read_rows, write_json, write_text
 from rlhf.core.guards import SignalGuard
 from rlhf.core.inputs import find_model, find_path, required
 from rlhf.core.records import Prompt
-from rlhf.core.run import Launch, Run, Workspace, is_finished
+from rlhf.core.run import MANIFEST, Launch, Run, Workspace, is_finished
 from rlhf.core.stats import bootstrap_mean
 from rlhf.loop.compare.config import BEST_OF_N, CompareConfig
 from rlhf.loop.compare.method import Place, run_method, settings_of
-from rlhf.loop.compare.page import page
+from rlhf.loop.compare.page import page, seen_words
+from rlhf.loop.models import ModelPool
 from rlhf.loop.registry import Artifact, Registry
+from rlhf.ppo.config import PPOConfig
+from rlhf.ppo.rewards import RewardSources, content_of
 from rlhf.preference.config import OFFLINE
 
 NEEDS = {
@@ -75,11 +81,15 @@ def run(config: CompareConfig, launch: Launch) -> None:
         artifacts = _register(config, launch, record.path, names)
         result |= {
             "failed": failed,
+            "num_seen": _num_seen(parents, config.seed),
             "artifacts": {name: artifact.artifact_id for name, artifact in artifacts.items()},
-            "simulated": any(artifact.simulated for artifact in artifacts.values()),
+            "simulated": _learned_from_programs(config, launch)
+            or any(artifact.simulated for artifact in artifacts.values()),
         }
         write_json(record.path / "compare.json", result)
         write_text(record.path / "compare.html", page(result, config))
+        if result["num_seen"]:
+            print(f"compare: {seen_words(result['num_seen'])}")
         for row in result["methods"]:
             print(f"compare: {sentence(row)}")
         print(f"compare: the page is {record.path / 'compare.html'}")
@@ -112,7 +122,42 @@ def _inputs(config: CompareConfig, launch: Launch) -> dict[str, Path]:
         raise ConfigError(
             "--judge people is for one candidate at a time; expected file.py:function or a reward run"
         )
-    return parents
+    # Looked up now: a judge that is not there must not be noticed behind the first method's training.
+    judge, reward = str(config.judge), config.reward if "reward" in needs else None
+    for text in (judge, str(reward)):
+        if is_callable_spec(text):
+            ScoringFunction(text)
+    pool = ModelPool(config.model, launch)
+    found = {"judge": content_of(judge) if is_callable_spec(judge) else pool.reward_path(judge)}
+    if reward:
+        found |= RewardSources.find(PPOConfig(reward=reward), launch).parents
+    if online and config.eval_prompts:
+        found["eval_prompts"] = find_path(config.eval_prompts, launch)
+    return parents | {name: path for name, path in found.items() if path is not None}
+
+
+def _learned_from_programs(config: CompareConfig, launch: Launch) -> bool:
+    """Whether the snapshot that was named says that its ratings are simulated."""
+    if config.snapshot is None:
+        return False
+    manifest = find_path(config.snapshot, launch) / MANIFEST
+    if not manifest.is_file():
+        return False
+    return bool(json.loads(manifest.read_text(encoding="utf-8")).get("simulated"))
+
+
+def _num_seen(parents: dict[str, Path], seed: int) -> int:
+    """How many held-out prompts stand, word for word, among those that a method learned from or was chosen by."""
+    seen = {
+        prompt.messages
+        for name in ("prompts", "eval_prompts")
+        if name in parents
+        for _, prompt in read_numbered(parents[name], Prompt)
+    }
+    if "snapshot" in parents:
+        rated = load_preferences(parents["snapshot"], seed)
+        seen |= {preference.prompt for split, _, preference in rated if split != "test"}
+    return sum(prompt.messages in seen for _, prompt in read_numbered(parents["heldout"], Prompt))
 
 
 # ---- running -------------------------------------------------------------------------------------------------
@@ -125,6 +170,14 @@ def _do(config: CompareConfig, launch: Launch, out: Path, method: str, seed: int
         _in_process_of_its_own(config, launch, out, method, seed, name)
     else:
         run_method(config, launch, out, method, seed, name)
+
+
+def received(pipe: Connection) -> object:
+    """What was sent through a pipe whose other end is closed; None for nothing: the end of a pipe polls as readable."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:
+        return None
 
 
 def _in_process_of_its_own(
@@ -144,7 +197,7 @@ def _in_process_of_its_own(
                 process.terminate()
                 told = True
         guard.check()
-    found = ours.recv() if ours.poll() else None
+    found = received(ours)
     if isinstance(found, RlhfError):
         raise found
     if process.exitcode:
