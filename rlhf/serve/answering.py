@@ -17,11 +17,14 @@ from rlhf.core.errors import DataError
 from rlhf.core.records import Message
 from rlhf.core.settings import SamplingSettings
 from rlhf.serve.catalog import Catalog, Choice
-from rlhf.serve.engine import Engine, QueueFullError
+from rlhf.serve.engine import Engine, EngineStoppedError, QueueFullError
 from rlhf.serve.jobs import Finish, Job, Piece, TokenLogprob
 from rlhf.serve.protocol import ApiError, ChatBody, CompletionBody, usage
+from rlhf.serve.text import UNFINISHED
 
 SMALLEST_TOP_P = 1e-6
+# Below this the quotients of logits may leave the range of fp32; it would take the most probable token anyway.
+SMALLEST_TEMPERATURE = 1e-4
 # A tokenizer may be used by one thread at a time where texts are encoded: it keeps its settings in itself.
 _ENCODING = threading.Lock()
 
@@ -135,8 +138,9 @@ class Answering:
         number, most = len(reply.prompts) * (body.n or 1), self.engine.max_waiting
         if number > most:
             raise ApiError(400, f"{number} completions in one request; at most {most} can wait", param="n")
-        seed = secrets.randbits(63) if body.seed is None else body.seed
         for prompt in reply.prompts:
+            # One for each prompt: the same prompt listed twice has two answers.
+            seed = secrets.randbits(63) if body.seed is None else body.seed
             for sample in range(body.n or 1):
                 reply.jobs.append(
                     Job(
@@ -158,10 +162,13 @@ class Answering:
             self.engine.submit(reply.jobs)
         except QueueFullError as error:
             raise ApiError(429, str(error), code="queue_full", retry_after_s=1) from error
+        except EngineStoppedError as error:
+            raise ApiError(503, str(error), code="stopped", retry_after_s=5) from error
 
     def _settings(self, body: ChatBody | CompletionBody, room: int) -> SamplingSettings:
+        temperature = 1.0 if body.temperature is None else body.temperature
         return SamplingSettings(
-            temperature=1.0 if body.temperature is None else body.temperature,
+            temperature=0.0 if temperature < SMALLEST_TEMPERATURE else temperature,
             top_p=1.0 if body.top_p is None else max(body.top_p, SMALLEST_TOP_P),
             top_k=body.top_k or 0,
             max_completion_tokens=body.limit or min(self.default_limit, room),
@@ -337,7 +344,9 @@ class _TokenNames:
 
     def row(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "replace"))}
+        # A part of a character has bytes that its text does not show.
+        told = None if UNFINISHED in text else list(text.encode("utf-8", "replace"))
+        return {"token": text, "logprob": logprob, "bytes": told}
 
 
 def messages_of(body: ChatBody | CompletionBody) -> list[Message]:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from rlhf.serve.answering import Answering, Reply, answer, events, gather
 from rlhf.serve.catalog import Catalog
-from rlhf.serve.door import Door
+from rlhf.serve.door import TRUSTED, Door
 from rlhf.serve.monitor import Monitor
 from rlhf.serve.protocol import ApiError, ChatBody, CompletionBody, read_body
 
@@ -66,8 +66,8 @@ def build_api(
         return await _answered(request, CompletionBody, answering, monitor, state)
 
     @app.get("/health")
-    def health() -> JSONResponse:
-        return _health(catalog, answering, state)
+    def health(request: Request) -> JSONResponse:
+        return _health(catalog, answering, state, tells_all=request.scope[TRUSTED])
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -118,18 +118,22 @@ def _listed(name: str, served: Any) -> dict[str, Any]:
     }
 
 
-def _health(catalog: Catalog, answering: Answering, state: State) -> JSONResponse:
-    load = answering.engine.load
+def _health(catalog: Catalog, answering: Answering, state: State, *, tells_all: bool) -> JSONResponse:
+    engine = answering.engine
     status = "draining" if state.draining else "ok" if catalog.ready else "loading"
     if status == "ok" and catalog.fault:
         status = "degraded"  # it answers, but not with the model that the registry names
-    body = {
-        "status": status,
-        "models": {route: one.model_id for route, one in catalog.routes().items()},
-        "waiting": load.waiting,
-        "writing": load.writing,
-        "fault": catalog.fault,
-    }
+    if engine.fault:
+        status = "failed"
+    body: dict[str, Any] = {"status": status}
+    if tells_all:
+        load = engine.load
+        body |= {
+            "models": {route: one.model_id for route, one in catalog.routes().items()},
+            "waiting": load.waiting,
+            "writing": load.writing,
+            "fault": engine.fault or catalog.fault,
+        }
     return JSONResponse(body, 200 if status in ("ok", "degraded") else 503)
 
 

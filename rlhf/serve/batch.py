@@ -160,6 +160,8 @@ class Batch:
             self.drop()
             return
         kept = len(alive) if exactly else handy_rows(len(alive))
+        # A row that ended stays at position 0: its positions would run on past the context, which some models refuse.
+        self._cache.forget([row for row, job in enumerate(self.jobs) if job is None])
         if kept >= len(self.jobs):
             return
         # Rows from behind take the places that became free, so that few move.

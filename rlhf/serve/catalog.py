@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from rlhf.core.errors import DataError, RlhfError
+from rlhf.core.chat import first_line
+from rlhf.core.errors import DataError
 from rlhf.loop.models import Generator, ModelPool
 from rlhf.serve.batch import Writer
 
@@ -49,7 +50,6 @@ class Served:
     writer: Writer
     loaded_at: float
     uses: int = 0
-    retired: bool = False
 
     @property
     def model_id(self) -> str:
@@ -145,12 +145,18 @@ class Catalog:
         """Load what the names point at now, switch, and let go of what nobody uses. Raises on the first look only."""
         with self._looking:
             first = not self.ready
-            wanted = self._wanted()
+            try:
+                wanted = self._wanted()
+            except Exception as error:  # the store may be away for a moment: go on with what is loaded
+                if first:
+                    raise
+                self._note([f"the registry cannot be read: {error}"])
+                return
             faults = []
             for route, (key, path) in wanted.items():
                 try:
                     self._switch(route, self._load(key, path))
-                except (RlhfError, OSError, RuntimeError, ValueError) as error:
+                except Exception as error:  # whatever a broken file makes its reader raise
                     if first and route == CHAMPION:
                         raise
                     faults.append(f"{route} {key} cannot be served: {error}")
@@ -183,12 +189,15 @@ class Catalog:
             reason, failed_at = self._failed[key]
             if time.monotonic() - failed_at < RETRY_S:
                 raise DataError(reason)
+        generator = None
         try:
             generator = self._pool.generator(path)
             backbone = generator.backbone
             writer = Writer(backbone.sampling_model(generator.role), backbone.codec)
-        except (RlhfError, OSError, RuntimeError, ValueError) as error:
-            self._failed[key] = (str(error), time.monotonic())
+        except Exception as error:
+            self._failed[key] = (first_line(error), time.monotonic())
+            if generator is not None:  # else each try would leave an adapter behind
+                self._pool.release(generator, [one.generator for one in self._loaded.values()])
             raise
         self._failed.pop(key, None)
         self._loaded[key] = Served(key, generator, writer, time.time())

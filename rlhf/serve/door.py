@@ -1,7 +1,8 @@
 """In front of the endpoint: host, origin, key, size of the body; every request is counted and timed.
 
 There is no CORS: a page of another site cannot call this, and one that has taken over a host name (DNS rebinding)
-meets a name that is not served. A key, where one is set, opens everything but /health.
+meets a name that is not served. A key, where one is set, opens everything but /health,
+which tells its status only to those who have none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MAX_BODY_BYTES = 4 << 20
 # The page of plots holds its style and its pictures itself.
 PAGE_CSP = PLAIN_CSP.replace("style-src 'self'", "style-src 'unsafe-inline'")
 OPEN_PATHS = ("/health",)
+TRUSTED = "rlhf.trusted"  # in the scope: whether the caller has the key, or needs none
 
 
 class Door:
@@ -95,18 +97,27 @@ class Door:
         if not is_our_host(host, self.hosts, everywhere=self.listens_everywhere):
             return ApiError(421, "this host name is not served here; see --public-hosts")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _site(origin) != host:
             return ApiError(403, "pages of other sites may not call this")
         if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
             return ApiError(403, "pages of other sites may not call this")
         length = headers.get("content-length", "0")
         if not (length.isdecimal() and len(length) <= 12) or int(length) > MAX_BODY_BYTES:
             return ApiError(413, f"a request may have at most {MAX_BODY_BYTES} bytes")
-        needs_key = self.api_key is not None and scope["path"] not in OPEN_PATHS
-        if needs_key and not secrets.compare_digest(_key_of(headers).encode(), str(self.api_key).encode()):
+        scope[TRUSTED] = self.api_key is None or secrets.compare_digest(
+            _key_of(headers).encode(), self.api_key.encode()
+        )
+        if not scope[TRUSTED] and scope["path"] not in OPEN_PATHS:
             return ApiError(
                 401, "expected the server's key: Authorization: Bearer KEY", code="invalid_api_key"
             )
+        return None
+
+
+def _site(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
         return None
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.core.chat import first_line
-from rlhf.core.errors import BusyError
+from rlhf.core.errors import BusyError, RlhfError
 from rlhf.serve.batch import Batch, Writer
 from rlhf.serve.jobs import Job
 
@@ -24,6 +24,10 @@ PREFILL_TOKENS = 4096
 
 class QueueFullError(BusyError):
     """More jobs wait than may."""
+
+
+class EngineStoppedError(RlhfError, RuntimeError):
+    """The thread that decodes has ended."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Engine:
         self._changed = threading.Condition()
         self._writing = self._steps = 0
         self._stopped = False
+        self.fault = ""  # what ended the thread though nobody asked for it
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
     def start(self) -> None:
@@ -58,9 +63,11 @@ class Engine:
         self._thread.join()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, all or none. Raises QueueFullError."""
+        """Queue jobs, all or none. Raises QueueFullError, or EngineStoppedError."""
         with self._changed:
-            if self._stopped or len(self._waiting) + len(jobs) > self.max_waiting:
+            if self._stopped:
+                raise EngineStoppedError(self.fault or "the server is stopping")
+            if len(self._waiting) + len(jobs) > self.max_waiting:
                 raise QueueFullError(
                     f"{len(self._waiting)} completions wait already, and at most {self.max_waiting} may"
                 )
@@ -81,22 +88,33 @@ class Engine:
     # ---- the thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._decode()
+        except BaseException as error:  # nobody may wait for a thread that has gone
+            traceback.print_exc(file=sys.stderr)
+            self.fault = f"decoding has ended: {first_line(error)}"
+        finally:
+            with self._changed:
+                self._stopped = True
+                left = [*self._waiting, *(job for batch in self._batches.values() for job in batch.drop())]
+                self._waiting.clear()
+                self._batches.clear()
+                self._writing = 0
+            self._fail(left, self.fault or "the server is stopping")
+
+    def _decode(self) -> None:
         while True:
             with self._changed:
                 while not (self._waiting or self._batches or self._stopped):
                     self._changed.wait()
                 if self._stopped:
-                    break
+                    return
                 joining = self._admissible()
             for writer, jobs in joining.items():
                 self._join(writer, jobs)
             for writer in list(self._batches):
                 self._advance(writer)
             self._writing = sum(batch.num_jobs for batch in self._batches.values())
-        left = [*self._waiting, *(job for batch in self._batches.values() for job in batch.drop())]
-        self._waiting.clear()
-        self._batches.clear()
-        self._fail(left, "the server is stopping")
 
     def _admissible(self) -> dict[Writer, list[Job]]:
         """The jobs that join now, taken from the queue's front."""

@@ -11,13 +11,18 @@ KEY_VARIABLE = "RLHF_API_KEY"
 
 
 def read_key(path: Path | None) -> str | None:
-    """The key in a file, or in RLHF_API_KEY; None for no key. Raises ConfigError for a file without one."""
+    """The key in a file, or in RLHF_API_KEY; None for no key. Raises ConfigError for what cannot be one."""
     if path is None:
-        return os.environ.get(KEY_VARIABLE) or None
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--api-key-file {path}: cannot be read") from error
-    if not key or not key.isprintable() or " " in key:
-        raise ConfigError(f"--api-key-file {path}: expected one key, printable and without spaces")
+        where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "").strip()
+        if not key:
+            return None
+    else:
+        where = f"--api-key-file {path}"
+        try:
+            key = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{where}: cannot be read") from error
+    # A header carries nothing else unharmed.
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(f"{where}: expected one key, printable ASCII without spaces")
     return key

@@ -7,6 +7,7 @@ feedback store.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -139,7 +140,7 @@ class Monitor:
         features = PromptFeatures.of(
             "\n".join(m.content for m in messages_of(reply.body) if m.role == "user")
         )
-        state = "gone" if reply.gone else "failed" if reply.status == 500 else "ok"
+        state = "failed" if reply.status == 500 else "gone" if reply.gone else "ok"
         row: dict[str, Any] = {
             "at": round(time.time(), 3),
             "model": model,
@@ -177,7 +178,8 @@ class Monitor:
         """A model was switched, let go, or could not be loaded."""
         self.events.append((time.time(), kind, text))
         self._prometheus.events.labels(kind).inc()
-        print(f"serve: {kind}: {text}", flush=True)
+        with contextlib.suppress(OSError):  # nobody may be reading any more, as after `| head`
+            print(f"serve: {kind}: {text}", flush=True)
 
     def tick(self) -> None:
         """Note the load; called about once a second."""

@@ -197,7 +197,10 @@ def _p_chart(groups: Sequence[Group]) -> str:
 
 
 def _thumbs_by_model(ratings: Ratings) -> list[str]:
-    rows = [plots.Row(_short(model), *interval[:3]) for model, interval in by_model(ratings.thumbs).items()]
+    rows = [
+        plots.Row(_plotted(_short(model)), *interval[:3])
+        for model, interval in by_model(ratings.thumbs).items()
+    ]
     if not rows:
         return []
     picture = plots.interval_plot(rows, "Thumbs up by model", "share")
@@ -230,7 +233,7 @@ def _scores(figures: Figures) -> str:
     middles = [float(m) for m in (edges[1:] + edges[:-1]) / 2]
     histogram = plots.line_plot(
         {
-            name: (
+            _plotted(name): (
                 middles,
                 [float(c) / len(scores) for c in np.histogram(np.clip(scores, low, high), edges)[0]],
             )
@@ -350,6 +353,11 @@ def _models(figures: Figures) -> str:
 
 def _short(model: str) -> str:
     return model if len(model) <= 28 else f"...{model[-25:]}"
+
+
+def _plotted(name: str) -> str:
+    """Whatever stands between two dollar signs would be drawn as a formula, or fail as one."""
+    return name.replace("$", r"\$")
 
 
 def _seconds(value: float) -> str:

@@ -68,12 +68,17 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         return {
             "error": {
-                "message": self.message,
+                "message": _plain(self.message),
                 "type": _TYPES[self.status],
-                "param": self.param,
+                "param": None if self.param is None else _plain(self.param),
                 "code": self.code,
             }
         }
+
+
+def _plain(text: str) -> str:
+    """Half a surrogate pair, which JSON can escape but UTF-8 cannot hold, as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _TYPES = {
@@ -118,7 +123,7 @@ class _Sampling(_Body):
     model: str = Field(min_length=1, max_length=512)
     temperature: Temperature | None = None
     top_p: TopP | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None  # an extension that other servers have too
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None  # an extension that other servers have too
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = (
         None  # a string is read as a list of one
@@ -156,12 +161,13 @@ class ChatBody(_Sampling):
 
 
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+TokenLists = Annotated[list[Tokens], Field(min_length=1, max_length=64)]
 
 
 class CompletionBody(_Sampling):
     """POST /v1/completions: the prompt as it is, without a chat template."""
 
-    prompt: str | Tokens | Annotated[list[str], Field(min_length=1, max_length=64)] | list[Tokens]
+    prompt: str | Tokens | Annotated[list[str], Field(min_length=1, max_length=64)] | TokenLists
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import random
 import sys
@@ -67,10 +68,12 @@ class Scoring:
         while (item := self._waiting.get()) is not None:
             model, route, prompt, text = item
             try:
-                score = self._scorer.score_texts([prompt], [text], max_tokens=MAX_TOKENS)[0]
+                score = float(self._scorer.score_texts([prompt], [text], max_tokens=MAX_TOKENS)[0])
+                if not math.isfinite(score):
+                    raise ArithmeticError(f"the score of an answer of {model} is {score}")
             except DataError:
                 continue  # too long for the reward model's context
             except Exception:
                 traceback.print_exc(file=sys.stderr)
                 continue
-            self._on_score(model, route, float(score))
+            self._on_score(model, route, score)

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -69,7 +70,6 @@ class Service:
         self.monitor.watch(self.catalog, self.engine)
         self.answering = Answering(self.catalog, self.engine, default_limit=config.default_max_tokens)
         self._scoring: Scoring | None = None
-        self._away = ""
         self._ended, self._loaded = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -104,20 +104,17 @@ class Service:
         self.monitor.close()
 
     def _every(self, period_s: float, work: Any) -> None:
+        told = ""
         while not self._ended.wait(period_s):
-            work()
+            try:
+                work()
+            except Exception as error:  # it must not be the last look
+                if told != (told := repr(error)):
+                    traceback.print_exc(file=sys.stderr)
 
     def _follow(self) -> None:
-        if not self._loaded.is_set():
-            return
-        away = ""
-        try:
+        if self._loaded.is_set():
             self.catalog.look()
-        except Exception as error:  # the store may be away for a moment: go on with what is loaded
-            away = f"the registry cannot be read: {error}"
-            if away != self._away:
-                self.monitor.event("fault", away)
-        self._away = away
 
 
 class Server(uvicorn.Server):

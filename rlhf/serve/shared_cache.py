@@ -146,6 +146,11 @@ class SharedCache:
         self.layers = [_SharedLayer() for _ in self.layers]
         self.cache.layers = list(self.layers)
 
+    def forget(self, rows: list[int]) -> None:
+        """These rows hold nothing from now on; they begin anew with the next column."""
+        for row in rows:
+            self.starts[row] = self.end
+
     def make_room(self) -> None:
         """Room for the column that the next step fills. Call it before the step."""
         for layer in self.layers:

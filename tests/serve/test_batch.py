@@ -15,7 +15,7 @@ from rlhf.core.sampler import Request, sample
 from rlhf.core.settings import SamplingSettings
 from rlhf.core.stopping import StopRule
 from rlhf.serve.batch import Batch, Writer
-from rlhf.serve.engine import Engine, QueueFullError
+from rlhf.serve.engine import Engine, EngineStoppedError, QueueFullError
 from rlhf.serve.jobs import Job, Piece
 
 LoadTiny = Callable[..., Backbone]
@@ -132,6 +132,31 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(load_tiny: LoadTiny) -> Non
     writer.close()
 
 
+def test_a_row_that_ended_does_not_run_past_the_context(load_tiny: LoadTiny) -> None:
+    """Positions are learned and 128 in number. The first row ends at 118 tokens and stays for the number's sake while
+    the second writes 40 more: counted on, its positions would be up to 157."""
+    backbone = load_tiny("gpt2")
+    writer = Writer(backbone.model, backbone.codec)
+    batch, pieces = Batch(writer), []
+    long = Job(
+        writer,
+        backbone.codec,
+        [5] * 116,
+        SamplingSettings(temperature=0, max_completion_tokens=2),
+        pieces.append,
+        seed=0,
+    )
+    short = make_job(backbone, writer, "sun", pieces, max_completion_tokens=42)
+    expected, _ = alone(backbone, short)
+    assert len(expected) == 42
+    batch.add([long, short])
+    while batch.jobs:
+        batch.advance()
+    assert len(long.tokens) == 2
+    assert short.tokens == expected
+    writer.close()
+
+
 def test_logprobs_are_those_of_the_model_at_temperature_1(load_tiny: LoadTiny) -> None:
     backbone = load_tiny()
     writer = Writer(backbone.model, backbone.codec)
@@ -182,6 +207,26 @@ def test_the_engine_bounds_its_rows_and_its_queue(load_tiny: LoadTiny) -> None:
         run_all(engine, jobs, heard)
     assert max(most) == 2
     assert [job.tokens for job in jobs] == [alone(backbone, job)[0] for job in jobs]
+    engine.stop()
+    writer.close()
+
+
+def test_nobody_waits_for_a_thread_that_has_ended(
+    load_tiny: LoadTiny, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_tiny()
+    writer = Writer(backbone.model, backbone.codec)
+    engine = Engine(max_rows=2, max_tokens=10_000, max_waiting=6)
+    monkeypatch.setattr(engine, "_admissible", lambda: {}["no such thing"])
+    heard: list[list[Piece]] = [[]]
+    jobs = [make_job(backbone, writer, "sun", heard[0])]
+    engine.start()
+    run_all(engine, jobs, heard)
+    assert heard[0][-1].error == "decoding has ended: 'no such thing'"
+    assert "no such thing" in engine.fault
+    with pytest.raises(EngineStoppedError, match="decoding has ended"):
+        engine.submit(jobs)
+    assert "KeyError" in capfd.readouterr().err
     engine.stop()
     writer.close()
 

@@ -24,6 +24,7 @@ from rlhf.core.run import Launch
 from rlhf.core.sampler import Request, sample
 from rlhf.core.settings import ModelSettings, SamplingSettings
 from rlhf.core.stopping import StopRule
+from rlhf.serve import catalog as catalog_module
 from rlhf.serve.batch import Batch
 from rlhf.serve.catalog import canary_draw
 from rlhf.serve.key import read_key
@@ -191,6 +192,7 @@ def test_the_openai_client(one: Any, written: Callable[..., tuple[str, int]]) ->
         ({"temperature": 2.5}, 400, "less than or equal to 2", "temperature", "invalid_value"),
         ({"temperature": "warm"}, 400, "valid number", "temperature", "invalid_value"),
         ({"top_p": -0.1}, 400, "greater than or equal to 0", "top_p", "invalid_value"),
+        ({"top_k": 10**23}, 400, "less than 2147483648", "top_k", "invalid_value"),
         ({"n": 0}, 400, "greater than or equal to 1", "n", "invalid_value"),
         ({"max_tokens": 0}, 400, "greater than or equal to 1", "max_tokens", "invalid_value"),
         ({"max_tokens": 200}, 400, "context of 128", "messages", "context_length_exceeded"),
@@ -232,11 +234,17 @@ def test_bodies_and_addresses_that_are_none(one: Any) -> None:
     post = one.client.post
     assert error_of(post("/v1/chat/completions", content="{"))[:2] == (400, "the body is not JSON")
     assert error_of(post("/v1/chat/completions", content="[1]"))[1] == "expected a JSON object; found list"
+    none = {"model": "champion", "prompt": []}
+    assert error_of(post("/v1/completions", json=none))[0] == 400
     assert error_of(one.client.get("/v1/nothing"))[0] == 404
     assert error_of(one.client.get("/v1/chat/completions"))[0] == 405
     assert error_of(one.client.get("/v1/models/nobody"))[3] == "model_not_found"
     assert error_of(one.client.get("/v1/models", headers={"host": "evil.example"}))[0] == 421
-    assert error_of(one.client.get("/v1/models", headers={"origin": "http://evil.example"}))[0] == 403
+    for origin in ("http://evil.example", "http://["):
+        assert error_of(one.client.get("/v1/models", headers={"origin": origin}))[0] == 403
+    unpaired = error_of(post("/v1/chat/completions", content=r'{"\ud800": 1}'))
+    assert unpaired[0] == 400
+    assert r"unknown field '\ud800'" in unpaired[1]
     big = post("/v1/chat/completions", content=b" " * ((4 << 20) + 1))
     assert error_of(big)[0] == 413
     unsaid = post("/v1/chat/completions", content=(b" " * (1 << 20) for _ in range(5)))  # without a length
@@ -297,9 +305,13 @@ def test_a_full_queue_is_429_and_a_caller_who_leaves_frees_the_row(
     assert load().steps - before < 100
 
 
-def test_a_key_opens_everything_but_health(start: Start, names_of: Names, tmp_path: Path) -> None:
+def test_a_key_opens_everything_but_health(
+    start: Start, names_of: Names, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     locked = start(names_of(champion="one"), key="s3cret")
-    assert locked.client.get("/health").status_code == 200
+    assert locked.client.get("/health").json() == {"status": "ok"}  # nor does it name models to strangers
+    health = locked.client.get("/health", headers={"authorization": "Bearer s3cret"}).json()
+    assert health["models"]["champion"].startswith("runs/one@")
     for path in ("/v1/models", "/metrics", "/monitor"):
         assert error_of(locked.client.get(path))[0] == 401
     assert error_of(locked.client.get("/v1/models", headers={"authorization": "Bearer s3cre"}))[0] == 401
@@ -310,6 +322,11 @@ def test_a_key_opens_everything_but_health(start: Start, names_of: Names, tmp_pa
     (tmp_path / "key").write_text("\n")
     with pytest.raises(ConfigError, match="expected one key"):
         read_key(tmp_path / "key")
+    monkeypatch.setenv("RLHF_API_KEY", "s3cret\n")
+    assert read_key(None) == "s3cret"
+    monkeypatch.setenv("RLHF_API_KEY", "clé")
+    with pytest.raises(ConfigError, match="RLHF_API_KEY: expected one key, printable ASCII"):
+        read_key(None)
     with pytest.raises(ConfigError, match="open to the network and needs a key"):
         check_exposure("0.0.0.0", None)
     check_exposure("0.0.0.0", "s3cret")
@@ -366,6 +383,55 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(start: Start, names_of: N
     assert health.json()["status"] == "degraded"
     assert "nothing-there" in health.json()["fault"]
     assert running.chat("sun").json()["system_fingerprint"].startswith("runs/one@")
+
+
+def test_a_registry_that_cannot_be_read_is_told(start: Start, names_of: Names) -> None:
+    running = start(names_of(champion="one"), poll_s=60)
+    catalog, names = running.service.catalog, running.service.catalog._aliases
+    catalog._aliases = lambda: {}["nobody"]
+    catalog.look()
+    assert running.client.get("/health").json()["status"] == "degraded"
+    assert "registry cannot be read" in catalog.fault
+    catalog._aliases = names
+    catalog.look()
+    assert running.client.get("/health").json()["status"] == "ok"
+
+
+def test_a_model_that_fails_half_way_leaves_nothing_behind(
+    start: Start, names_of: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter is loaded and then cannot be made ready, by a fault of a kind that nobody foresaw."""
+    names = names_of(champion="one")
+    running = start(names, poll_s=60)
+    catalog = running.service.catalog
+    roles = set(catalog.routes()["champion"].generator.backbone.roles)
+    monkeypatch.setattr(catalog_module, "Writer", lambda model, codec: {}["half"])
+    names.move("champion", "two")
+    catalog.look()
+    catalog.look()  # not tried again at once
+    assert "ppo-two cannot be served: 'half'" in catalog.fault
+    assert set(catalog.routes()["champion"].generator.backbone.roles) == roles
+
+
+def test_an_engine_that_ended_is_unhealthy(start: Start, names_of: Names) -> None:
+    running = start(names_of(champion="one"))
+    running.service.engine.fault = "decoding has ended: it fell over"
+    running.service.engine._stopped = True
+    health = running.client.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "failed")
+    assert "it fell over" in health.json()["fault"]
+    assert error_of(running.chat("sun"))[0] == 503
+
+
+def test_a_prompt_listed_twice_has_two_answers(one: Any) -> None:
+    body = {"model": "champion", "prompt": ["sun", "sun"], "max_tokens": 12, "temperature": 1.5}
+    first, second = (c["text"] for c in one.client.post("/v1/completions", json=body).json()["choices"])
+    assert first != second
+    texts = [c["text"] for c in one.client.post("/v1/completions", json=body | {"seed": 3}).json()["choices"]]
+    assert texts[0] == texts[1]  # a seed means one answer to one prompt, whatever stands beside it
+    cold = body | {"temperature": 1e-30}
+    greedy = one.client.post("/v1/completions", json=body | {"temperature": 0}).json()["choices"]
+    assert one.client.post("/v1/completions", json=cold).json()["choices"] == greedy
 
 
 def test_a_canary_answers_its_share_and_keeps_its_people(start: Start, names_of: Names) -> None:

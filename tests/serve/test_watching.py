@@ -80,8 +80,27 @@ def test_a_journal_turns_over_and_reads_on(tmp_path: Path) -> None:
     again = Journal(tmp_path / "rows.jsonl", max_bytes=10_000)
     numbers = [row["number"] for row in again.newest(100)]
     assert numbers == list(range(numbers[0], 40))
-    assert [row["number"] for row in again.newest(3)] == [37, 38, 39]
+    again.add({"number": 41})
+    assert [row["number"] for row in again.newest(3)] == [
+        38,
+        39,
+        41,
+    ]  # not lost with the line that was broken off
     again.close()
+
+
+def test_a_full_disk_costs_rows_and_no_answer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(tmp_path / "rows.jsonl")
+    journal.add({"number": 0})
+    journal._file.close()
+    journal._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 - every write says that the disk is full
+    journal.add({"number": 1})
+    assert "rows are lost: [Errno 28]" in capfd.readouterr().err
+    journal.add({"number": 2})  # there is room again
+    assert [row["number"] for row in journal.newest(3)] == [0, 2]
+    journal.close()
+    journal.add({"number": 3})
+    assert len(journal.newest(9)) == 2
 
 
 def test_live_ratings_of_a_store(tmp_path: Path) -> None:
@@ -172,6 +191,27 @@ def test_the_page_shows_what_was_measured() -> None:
     assert "<script" not in page
 
 
+def test_a_name_that_looks_like_a_formula_is_drawn() -> None:
+    now = time.time()
+    odd = r"a$\bad{$b"
+    thumbs, score = (Thumb(now, True, odd),), {"model": odd, "route": "champion", "score": 1.0}
+    figures = Figures(
+        now,
+        [],
+        [score, score | {"route": "candidate"}],
+        [],
+        [],
+        {},
+        "",
+        0.0,
+        [],
+        [],
+        False,
+        Ratings(thumbs, counts=(("thumbs", 1),)),
+    )
+    assert monitor_page(figures).count(r"a$\bad{$b") >= 3  # both plots and the table
+
+
 def test_an_empty_page_says_what_it_waits_for() -> None:
     empty = Figures(time.time(), [], [], [], [], {}, "", 0.0, [], [], False, Ratings())
     page = monitor_page(empty)
@@ -180,7 +220,8 @@ def test_an_empty_page_says_what_it_waits_for() -> None:
 
 
 class Judge:
-    """Scores an answer by its length; a text with 'long' does not fit, one with 'bug' meets a fault."""
+    """Scores an answer by its length; a text with 'long' does not fit, one with 'bug' meets a fault, one with
+    'broken' is no number."""
 
     def score_texts(self, prompts: list[Prompt], texts: list[str], *, max_tokens: int) -> list[float]:
         for prompt in prompts:
@@ -188,6 +229,8 @@ class Judge:
                 raise DataError("does not fit")
             if "bug" in prompt.text:
                 raise ZeroDivisionError
+        if "broken" in prompts[0].text:
+            return [float("nan")]
         return [float(len(text)) for text in texts]
 
 
@@ -201,7 +244,7 @@ def test_a_share_of_the_answers_is_scored(
     scoring.start()
     monitor.on_reply = scoring.offer
     texts = []
-    for question in ("sun", "too long", "a bug", "hello"):
+    for question in ("sun", "too long", "a bug", "broken", "hello"):
         body = running.chat(question, temperature=0).json()
         texts.append(body["choices"][0]["message"]["content"])
     model = body["system_fingerprint"]
@@ -210,9 +253,11 @@ def test_a_share_of_the_answers_is_scored(
         assert time.monotonic() < deadline
         time.sleep(0.01)
     scoring.stop()
-    assert found == [(model, "champion", float(len(texts[0]))), (model, "champion", float(len(texts[3])))]
+    assert found == [(model, "champion", float(len(texts[0]))), (model, "champion", float(len(texts[4])))]
     assert [row["score"] for row in monitor.scores][-2:] == [found[0][2], found[1][2]]
-    assert "ZeroDivisionError" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "ZeroDivisionError" in told
+    assert "is nan" in told
     never = Scoring(Judge(), 1e-9, lambda *score: None, seed=0)  # type: ignore[arg-type]
     monitor.on_reply = never.offer
     running.chat("sun", temperature=0)
