@@ -40,6 +40,8 @@ class Fake:
         self.asked.append(body)
         if self.fail == "busy":
             return JSONResponse({"error": {"message": "too many wait"}}, 429)
+        if self.fail == "gone":
+            return JSONResponse({"error": {"message": f"there is no model '{body['model']}'"}}, 404)
 
         async def events() -> AsyncIterator[bytes]:
             text = f"**{body['model'][-3:]}{body['seed'] % 10}** says: {body['messages'][-1]['content']} "

@@ -17,7 +17,7 @@ from feedback_app.store.annotations import judgements
 from feedback_app.store.engine import Store
 from feedback_app.store.snapshots import export_snapshot
 from feedback_app.store.tasks import ensure_project
-from rlhf.core.errors import DataError, StoreError
+from rlhf.core.errors import ConfigError, DataError, StoreError
 from rlhf.serve.chat.app import build_chat
 from rlhf.serve.chat.endpoint import Endpoint, EndpointError
 from rlhf.serve.chat.talks import AskBody, ChooseBody, CorrectBody, Talks, ThumbBody
@@ -161,6 +161,68 @@ def test_a_question_that_fails_leaves_the_conversation_as_it_was(
     assert [m["content"] for m in fake.asked[-1]["messages"]][::2] == ["one", "four", "six"]
 
 
+def test_a_pair_is_chosen_once_and_never_for_the_next_one(
+    me: Person, talk_with: Callable[..., Talks]
+) -> None:
+    fake = Fake("champion", "candidate")
+    talks = talk_with(fake)
+    events = ask(talks, me, "one", compare=True)
+    talk, first = events[0]["start"]["talk"], tuple(events[0]["start"]["answers"])
+    talks.choose(me, ChooseBody(answers=first, choice="a", key=KEY))
+    ask(talks, me, "two", talk, compare=True)
+    # The first choice once more, and changed, while the second pair waits: a rating, and no turn of the conversation.
+    again = talks.choose(me, ChooseBody(answers=first, choice="b", key=KEY + "2"))
+    assert again == {"saved": True, "goes_on_with": first[0]}
+    assert [m.role for m in talks._talks[talk].messages] == ["user", "assistant", "user"]
+    with pytest.raises(StoreError, match="choose one of the two"):
+        ask(talks, me, "three", talk)
+
+
+def test_an_answer_of_another_form_ends_the_question(me: Person, talk_with: Callable[..., Talks]) -> None:
+    fake = Fake("champion")
+    talks = talk_with(fake)
+    fake.event = lambda body, delta, finish=None: b'data: {"choices": ["text"]}\n\n'  # type: ignore[method-assign]
+    assert ask(talks, me, "one")[-1] == {"error": "the endpoint sent an event of another form"}
+
+    async def faulty(*args: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+        yield
+
+    talks.endpoint.stream = faulty  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):  # and does not wait for ever
+        asyncio.run(asyncio.wait_for(_collect(talks, me), 10))
+    assert not talks._asking
+
+
+async def _collect(talks: Talks, me: Person) -> list[dict]:
+    return [event async for event in talks.ask(me, AskBody(text="two"))]
+
+
+def test_a_model_that_has_gone_is_not_named(me: Person, talk_with: Callable[..., Talks]) -> None:
+    fake = Fake("champion", "candidate")
+    fake.fail = "gone"
+    [_, event] = ask(talk_with(fake), me, "one", compare=True)
+    assert event == {"error": "the model has just been replaced"}
+
+
+def test_one_guest_does_not_keep_the_others_waiting(me: Person, talk_with: Callable[..., Talks]) -> None:
+    talks = talk_with(Fake("champion"))
+
+    async def go() -> None:
+        open_questions = [talks.ask(me, AskBody(text="x"), caller="guest at 1.2.3.4") for _ in range(9)]
+        for question in open_questions[:8]:
+            await anext(question)
+        with pytest.raises(StoreError, match="8 questions are being answered"):
+            await anext(open_questions[8])
+        other = talks.ask(me, AskBody(text="x"), caller="guest at 5.6.7.8")
+        assert "start" in await anext(other)
+        for question in (*open_questions, other):
+            await question.aclose()
+
+    asyncio.run(go())
+    assert not talks._asking
+
+
 def test_only_what_is_mine_can_be_rated(store: Store, me: Person, talk_with: Callable[..., Talks]) -> None:
     talks = talk_with(Fake("champion"))
     events = ask(talks, me, "hello")
@@ -191,6 +253,8 @@ def test_an_endpoint_that_is_not_there(me: Person, store: Store) -> None:
     overview = asyncio.run(talks.overview(me, is_guest=False))
     assert overview["ready"] is False
     assert "cannot be reached" in overview["why"]
+    with pytest.raises(ConfigError, match="expected a URL"):
+        Endpoint("http://m:8x/v1")
     wanted = Endpoint("http://m/v1", model="gpt", transport=httpx.ASGITransport(app=Fake("a").app))
     with pytest.raises(EndpointError, match="no model 'gpt'"):
         asyncio.run(wanted.models())

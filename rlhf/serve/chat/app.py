@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Scope
 
 from feedback_app.accounts import Person, create_annotator, first_admin_link, list_accounts
+from feedback_app.addresses import client_address
 from feedback_app.api import current_person
 from feedback_app.app import STATIC
 from feedback_app.listener import listen
@@ -135,8 +136,11 @@ def _router(talks: Talks, guest: Person | None) -> APIRouter:
         return await talks.overview(me, is_guest=is_guest)
 
     @router.post("/ask")
-    async def ask(me: Me, body: AskBody) -> Response:
-        events = talks.ask(me, body)
+    async def ask(request: Request, me: Me, body: AskBody) -> Response:
+        is_guest = guest is not None and me.annotator_id == guest.annotator_id
+        # Guests are one account: one of them must not keep all others waiting.
+        caller = f"guest at {client_address(request, talks.config.trusted_proxy)}" if is_guest else None
+        events = talks.ask(me, body, caller=caller)
         # The first event is asked for here, so that a refusal is an answer and not a broken stream.
         first = await anext(events)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from rlhf.core.errors import RlhfError
+from rlhf.core.errors import ConfigError, RlhfError
 from rlhf.core.records import Message
 
 LISTED_S = 5.0
@@ -60,8 +60,12 @@ class Endpoint:
     ) -> None:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(timeout_s, connect=10.0)
+        try:
+            url = httpx.URL(base_url.rstrip("/") + "/")
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"--endpoint {base_url!r}: expected a URL that ends in /v1; {error}") from error
         self._client = httpx.AsyncClient(
-            base_url=base_url.rstrip("/") + "/",
+            base_url=url,
             headers=headers,
             timeout=timeout,
             transport=transport,
@@ -82,7 +86,11 @@ class Endpoint:
             except httpx.HTTPError as error:
                 raise EndpointError(f"{self.base_url} cannot be reached ({type(error).__name__})") from error
             _check(reply.status_code, reply.content)
-            self._models, self._listed_at = _choose(reply.json(), self._model), time.monotonic()
+            try:
+                listed = reply.json()
+            except ValueError as error:
+                raise EndpointError("the endpoint lists its models in something that is not JSON") from error
+            self._models, self._listed_at = _choose(listed, self._model), time.monotonic()
         return self._models
 
     def forget_models(self) -> None:
@@ -115,7 +123,11 @@ class Endpoint:
                     _check(reply.status_code, await reply.aread())
                 async with aclosing(_events(reply)) as events:
                     async for event in events:
-                        if part := _take(answer, event, model):
+                        try:
+                            part = _take(answer, event, model)
+                        except (AttributeError, LookupError, TypeError) as error:
+                            raise EndpointError("the endpoint sent an event of another form") from error
+                        if part:
                             yield part
         except httpx.HTTPError as error:
             raise EndpointError(f"the answer broke off ({type(error).__name__})") from error

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -102,7 +103,8 @@ class Talks:
         self._random = random.Random(seed)
         self._talks: OrderedDict[str, Talk] = OrderedDict()
         self._turns: dict[str, Turn] = {}
-        self._asking: dict[str, int] = {}
+        self._asking: Counter[str] = Counter()
+        self._going_on = threading.Lock()
 
     async def overview(self, person: Person, *, is_guest: bool) -> dict[str, Any]:
         """Who I am and whether the endpoint is there."""
@@ -120,13 +122,19 @@ class Talks:
 
     # ---- asking ------------------------------------------------------------------------------------------
 
-    async def ask(self, person: Person, body: AskBody) -> AsyncGenerator[dict[str, Any], None]:
+    async def ask(
+        self, person: Person, body: AskBody, *, caller: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Events of one question: start, parts of the text, the end of each answer, done; or an error.
 
+        caller: whose questions at once are counted, where one account stands for many people; default the person.
         A question that is broken off, or fails, leaves the conversation as it was.
         """
+        caller = person.annotator_id if caller is None else caller
+        if self._asking[caller] >= MAX_AT_ONCE:
+            raise StoreError(f"{MAX_AT_ONCE} questions are being answered already; wait for one of them")
         talk = self._open(person, body)
-        self._asking[person.annotator_id] = self._asking.get(person.annotator_id, 0) + 1
+        self._asking[caller] += 1
         talk.busy = True
         try:
             async with aclosing(self._answered(talk, body)) as events:
@@ -134,17 +142,19 @@ class Talks:
                     yield event
         except EndpointError as error:
             if error.status == 404:
+                # Its message names the models, which raters must not know.
                 self.endpoint.forget_models()
+                yield {"error": "the model has just been replaced"}
+                return
             yield {"error": str(error)}
         finally:
             talk.busy = False
-            self._asking[person.annotator_id] -= 1
+            self._asking[caller] -= 1
+            self._asking = +self._asking  # those who ask nothing are forgotten
 
     def _open(self, person: Person, body: AskBody) -> Talk:
         if not body.text.strip():
             raise DataError("the question is empty")
-        if self._asking.get(person.annotator_id, 0) >= MAX_AT_ONCE:
-            raise StoreError(f"{MAX_AT_ONCE} questions are being answered already; wait for one of them")
         if body.talk is None:
             talk = Talk(secrets.token_urlsafe(16), person.annotator_id)
             self._talks[talk.name] = talk
@@ -216,7 +226,7 @@ class Talks:
                 async for text in texts:
                     await parts.put((number, text))
             await parts.put((number, None))
-        except EndpointError as error:
+        except Exception as error:  # whatever it is: the question waits for a word from here
             await parts.put((number, error))
 
     def _rivals(self, models: Models) -> list[str]:
@@ -274,9 +284,10 @@ class Talks:
         if body.choice != "none":
             said["reason"] = body.reason.strip()
             saved = self._record(person, "pairwise", [first, second], body.key, **said)
-        if first.talk.open_pair is not None:
-            self._go_on_with(chosen)
-        return saved | {"goes_on_with": chosen.name}
+        with self._going_on:  # ratings come in threads, and may come twice
+            if first.talk.open_pair in ((first.name, second.name), (second.name, first.name)):
+                self._go_on_with(chosen)
+        return saved | {"goes_on_with": second.name if second.place is not None else first.name}
 
     def correct(self, person: Person, body: CorrectBody) -> dict[str, Any]:
         """Keep the answer that somebody would have wanted, and go on with it."""
