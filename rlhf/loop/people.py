@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import text
 
-from feedback_app.store.annotations import judgements
+from feedback_app.store.annotations import current_rows
 from feedback_app.store.engine import Store
 from feedback_app.store.tasks import add_completions, add_prompts, create_tasks, ensure_project
 from rlhf.core.errors import ConfigError, DataError
@@ -117,17 +117,21 @@ def report(config: EvaluateConfig, launch: Launch, out: Path) -> None:
 
 
 def wins_so_far(
-    waiting: dict[str, Any], config: EvaluateConfig, launch: Launch
+    waiting: dict[str, Any], config: EvaluateConfig, launch: Launch, *, complete_only: bool = False
 ) -> tuple[dict[int, float], int]:
-    """The candidate's mean score of each pair that was answered, and how many places are still open."""
+    """The candidate's mean score of each pair that was answered (with complete_only: by as many as it asks for, or
+    by a lead), and how many places are still open."""
     index = {pair["task_id"]: i for i, pair in enumerate(waiting["pairs"]) if pair["task_id"] is not None}
     scores: dict[int, list[float]] = {}
     judges: set[str] = set()
-    with Store.open(launch.db, create=False) as store:
-        for judgement in judgements(store, waiting["project"]):
+    decided: set[int] = set()
+    with Store.open(launch.db, create=False) as store, store.read() as connection:
+        for judgement, rows in current_rows(connection, waiting["project"]):
             place = index.get(judgement.task_id)
             if place is None:
                 continue
+            if rows[0].purpose == "adjudicate":
+                decided.add(place)
             preferred = {"first": 0, "second": 1}.get(judgement.preference or "")
             won = 0.5
             if preferred is not None:
@@ -136,10 +140,16 @@ def wins_so_far(
             scores.setdefault(place, []).append(won)
             judges.add(judgement.annotator_id)
     waiting["figures"]["num_judges"] = len(judges)
-    wins = {place: float(np.mean(given)) for place, given in scores.items()}
+    least = config.overlap if complete_only else 1
+    wins = {
+        place: float(np.mean(given))
+        for place, given in scores.items()
+        if len(given) >= least or place in decided
+    }
     if wins:  # equal texts are ties, but no reason to report before anybody has answered
         wins |= {i: 0.5 for i, pair in enumerate(waiting["pairs"]) if pair["task_id"] is None}
-    open_places = sum(max(0, config.overlap - len(scores.get(place, ()))) for place in index.values())
+    undecided = (place for place in index.values() if place not in decided)
+    open_places = sum(max(0, config.overlap - len(scores.get(place, ()))) for place in undecided)
     return wins, open_places
 
 

@@ -94,8 +94,8 @@ class Registry:
         """Note a finished run; doing it again is one artifact.
 
         parents: role -> id of an artifact. Runs and snapshots that the manifest names as inputs, and that are
-        still there as they were, are found by themselves and registered too. Raises DataError for what is not a
-        finished run.
+        still there, are found by themselves and registered too; so are the reward models that people renewed
+        inside of a run (`rlhf ppo --feedback-every`). Raises DataError for what is not a finished run.
         """
         run = Path(run)
         if not is_finished(run):
@@ -105,6 +105,7 @@ class Registry:
         manifest, sha256 = read_manifest(run), directory_sha256(run)
         found = {role: self._input_run(parent.path) for role, parent in manifest.parents.items()}
         given = {role: self.register(path).artifact_id for role, path in found.items() if path is not None}
+        given |= {role: self.register(path).artifact_id for role, path in _renewed(run).items()}
         given |= dict(parents or {})
         snapshot_id = snapshot_id or self._input_snapshot(manifest)
         return self.store.run(lambda c: self._insert(c, run, manifest, sha256, given, snapshot_id, simulated))
@@ -294,10 +295,13 @@ class Registry:
         previous = self.alias(PREVIOUS)
         if previous is None:
             raise DataError("there is no previous champion to go back to; `rlhf status` shows the names")
-        check_usable(previous)
+        try:
+            check_usable(previous)
+        except DataError as error:
+            raise DataError(f"{error}; name another with `rlhf promote`") from error
 
         def unit(connection: Connection) -> None:
-            _one_at_a_time(connection)
+            lock_names(connection)
             rows = {row.name: row.artifact_id for row in connection.execute(select(aliases)).all()}
             if rows.get(PREVIOUS) != previous.artifact_id:
                 raise DataError("the names moved in this moment; look at `rlhf status` and try again")
@@ -310,7 +314,7 @@ class Registry:
 
 def promote_in(connection: Connection, artifact_id: str, actor: str, reason: str) -> None:
     """`Registry.promote` as a part of the caller's transaction, without looking at files."""
-    _one_at_a_time(connection)
+    lock_names(connection)
     rows = {row.name: row.artifact_id for row in connection.execute(select(aliases)).all()}
     if rows.get(CHAMPION) == artifact_id:
         return
@@ -323,7 +327,7 @@ def promote_in(connection: Connection, artifact_id: str, actor: str, reason: str
 
 def move_in(connection: Connection, name: str, artifact_id: str | None, actor: str, reason: str) -> None:
     """Move one name as a part of the caller's transaction; nothing happens when it points there already."""
-    _one_at_a_time(connection)
+    lock_names(connection)
     now = time.time()
     before = connection.execute(select(aliases.c.artifact_id).where(aliases.c.name == name)).scalar()
     if before == artifact_id:
@@ -362,6 +366,12 @@ def new_round_id(number: int, project: str, started_at: float) -> str:
     return content_id("round", number, project, started_at)
 
 
+def _renewed(run: Path) -> dict[str, Path]:
+    """role -> run of a reward model that was trained within a run, from ratings of its own."""
+    found = sorted(path for path in run.glob("feedback/iteration-*/reward") if is_finished(path))
+    return {f"reward {number}": path for number, path in enumerate(found, start=1)}
+
+
 def _aliased(connection: Connection, name: str) -> Row[Any] | None:
     query = _SELECT.join(aliases, aliases.c.artifact_id == artifacts.c.artifact_id)
     return connection.execute(query.where(aliases.c.name == name)).first()
@@ -379,7 +389,10 @@ def _tombstones(connection: Connection, snapshot_id: str | None) -> list[float]:
     return [] if found is None else [float(found)]
 
 
-def _one_at_a_time(connection: Connection) -> None:
-    """On PostgreSQL two transactions could read the same names; SQLite has one writer."""
+def lock_names(connection: Connection) -> None:
+    """Hold all names until the transaction ends. Whoever moves one because of where one points asks for this first.
+
+    On PostgreSQL two transactions could read the same names; SQLite has one writer.
+    """
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": POSTGRES_LOCK})

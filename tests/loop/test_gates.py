@@ -105,7 +105,10 @@ def test_a_sequential_test_speaks_when_it_knows_and_no_later_than_planned() -> N
     assert look([1.0, 0.0] * 10 + [1.0] * 50, 20, 0.05).decision == "not shown"
     found = look([1.0] * 30 + [0.0] * 10, 100, 0.05)
     assert found.low < found.win_rate == 0.75 < found.high
-    assert found.low > 0.5  # decided, so 1/2 lies outside of the confidence sequence
+    assert found.low >= 0.5  # decided, so 1/2 lies outside of the confidence sequence
+    # Its ends are refused themselves, so that rounding to the grid never makes it too narrow.
+    assert log_capital([1.0] * 30 + [0.0] * 10, found.low, 1) >= math.log(20)
+    assert log_capital([1.0] * 30 + [0.0] * 10, found.high, -1) >= math.log(20)
     assert look([], 10, 0.05).win_rate is None
 
 

@@ -169,6 +169,14 @@ def test_what_cannot_be_renewed_is_refused(
     assert not (loop_launch.workspace / "runs/ppo").exists()
 
 
+def test_a_project_that_cannot_be_asked_is_refused_before_anything_is_trained(
+    rated: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ppo(rated, "--feedback.project", "typo") == 2
+    assert "there is no project 'typo' in the feedback store" in capsys.readouterr().err
+    assert not (rated.workspace / "runs/ppo").exists()
+
+
 def test_without_feedback_every_the_run_is_a_plain_one(rated: Launch) -> None:
     assert ppo(rated, "--feedback-every", "0", iterations=1) == 0
     settings = read_manifest(rated.workspace / "runs/ppo").settings

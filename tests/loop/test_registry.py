@@ -91,6 +91,21 @@ def test_a_run_is_registered_once_with_what_it_was_made_from(registry, root):
     }
 
 
+def test_a_run_rests_on_the_ratings_that_renewed_its_reward(registry, root):
+    """`rlhf ppo --feedback-every` trains reward models within the run: who is erased must find what they taught."""
+    ppo = finished(root, "ppo")
+    renewed = finished(
+        root, "ppo/feedback/iteration-000020/reward", "reward", snapshot=snapshot(registry, "later")
+    )
+    policy = registry.register(ppo)
+    with registry.store.read() as connection:
+        links = connection.execute(select(artifact_parents)).all()
+    assert [(link.artifact_id, link.parent_id, link.role) for link in links] == [
+        (policy.artifact_id, registry.artifact(str(renewed)).artifact_id, "reward 1")
+    ]
+    assert registry.artifact(str(renewed)).snapshot_id == "s-later"
+
+
 def test_an_artifact_is_found_by_id_beginning_alias_and_path(registry, root):
     one = registry.register(finished(root, "one"))
     registry.register(finished(root, "two"))

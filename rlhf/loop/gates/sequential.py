@@ -26,7 +26,7 @@ Decision = Literal["better", "worse", "open", "not shown"]
 @dataclass(frozen=True)
 class Look:
     """decision: so far. low, high: of a confidence sequence for the win rate, valid at every look, each side with the
-    chance of `error`. planned: pairs that were fixed beforehand."""
+    chance of `error`, rounded outwards to GRID. planned: pairs that were fixed beforehand."""
 
     decision: Decision
     win_rate: float | None
@@ -57,16 +57,17 @@ def look(outcomes: Sequence[float], planned: int, error: float, against: float =
     limit = float(np.log(1 / error))
     better = log_capital(values, against, 1) >= limit
     worse = log_capital(values, against, -1) >= limit
-    kept_low = [m for m in GRID if log_capital(values, float(m), 1) < limit]
-    kept_high = [m for m in GRID if log_capital(values, float(m), -1) < limit]
+    # The capital falls with m (rises, downwards): the end lies between the last grid point refused and the first kept.
+    low = max((m for m in GRID if log_capital(values, float(m), 1) >= limit), default=0.0)
+    high = min((m for m in GRID if log_capital(values, float(m), -1) >= limit), default=1.0)
     decision: Decision = "better" if better else "worse" if worse else "open"
     if decision == "open" and len(values) >= planned:
         decision = "not shown"
     return Look(
         decision,
         float(np.mean(values)) if values else None,
-        float(min(kept_low, default=1.0)),
-        float(max(kept_high, default=0.0)),
+        float(low),
+        float(high),
         len(values),
         planned,
     )

@@ -41,7 +41,7 @@ def by_people(found: Look, num_judges: int) -> Verdict:
         return Verdict(
             NAME,
             False,
-            f"nobody has answered yet (0 of {found.planned} pairs)",
+            f"no pair has its answers yet (0 of {found.planned})",
             threshold=CHANCE,
             provisional=True,
         )

@@ -20,7 +20,10 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from sqlalchemy import select
+
 from feedback_app.store.engine import Store
+from feedback_app.store.schema import projects
 from rlhf.core.errors import ConfigError
 from rlhf.core.files import write_json
 from rlhf.core.inputs import find_model, required
@@ -94,7 +97,23 @@ class Desk:
         rows = json.loads(ledger.read_text(encoding="utf-8")) if launch.resume and ledger.exists() else []
         backbone = find_model(required(config.backbone, "backbone", "the supervised model"), launch)
         origin = RewardOrigin.of(source.path, workspace)
-        return cls(config, launch, out, origin, backbone, [Question(**row) for row in rows])
+        desk = cls(config, launch, out, origin, backbone, [Question(**row) for row in rows])
+        desk.check_project()
+        return desk
+
+    def check_project(self) -> None:
+        """Refuse a project that cannot get the pairs, before anything is trained. Raises ConfigError."""
+        with Store.open(self.launch.db, create=False) as store, store.read() as connection:
+            query = select(projects.c.purpose).where(projects.c.project_id == self.project)
+            purpose = connection.execute(query).scalar()
+        if purpose is None:
+            raise ConfigError(
+                f"--feedback.project: there is no project '{self.project}' in the feedback store"
+            )
+        if purpose != "collect":
+            raise ConfigError(
+                f"--feedback.project {self.project}: it holds an evaluation, which is never learned from"
+            )
 
     @property
     def project(self) -> str:

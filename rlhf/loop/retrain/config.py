@@ -17,7 +17,7 @@ from rlhf.ppo.config import PPOConfig
 NOT_WORK = frozenset({"once", "watch", "now"})
 FILLED_IN_REWARD = ("backbone", "snapshot", "prompt_part", "seed")
 FILLED_IN_PPO = (
-    *("backbone", "reward", "prompts", "eval_prompts", "eval_reward"),
+    *("backbone", "reward", "rewards", "prompts", "eval_prompts", "eval_reward"),
     *("init_adapter", "reference_adapter", "seed"),
 )
 
@@ -216,6 +216,15 @@ class RetrainConfig(Settings):
         if self.snapshot.train + self.snapshot.validation >= 1:
             raise ValueError("snapshot.train + snapshot.validation leave nothing for the test split")
         return self
+
+    def files(self) -> tuple[str, ...]:
+        """The files that are named and given, as they are named."""
+        gates = self.gates
+        named = (
+            *(self.heldout, self.prompts, self.eval_prompts),
+            *(gates.general_text, gates.safety_prompts, gates.safety_rules),
+        )
+        return tuple(name for name in named if name is not None)
 
     def work(self) -> str:
         """A hash of everything that decides what a round does."""

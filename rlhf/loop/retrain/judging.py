@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from feedback_app.store.snapshots import SnapshotManifest
 from rlhf.core.errors import DataError
@@ -85,7 +87,7 @@ def policy_verdicts(
     gates = config.gates
     figures = json.loads((files.evaluation / EVALUATION).read_text(encoding="utf-8"))
     pairs = [row for _, row in read_rows(files.evaluation / PAIRS)]
-    prompts = {prompt.prompt_id: prompt for prompt in read_jsonl(files.heldout, Prompt)}
+    prompts = asked(files.heldout, pairs)
     judge = read_manifest(files.judge).metrics
     provisional = gates.people > 0
     by_judge = win_rate.by_judge(figures, judge, gates.min_win_rate, provisional=provisional)
@@ -108,17 +110,34 @@ def policy_verdicts(
     return found
 
 
+def asked(path: Path, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Prompt]:
+    """prompt id -> prompt. Raises DataError where one that was answered is not in the file any more."""
+    prompts = {prompt.prompt_id: prompt for prompt in read_jsonl(path, Prompt)}
+    gone = next((row["prompt_id"] for row in pairs if row["prompt_id"] not in prompts), None)
+    if gone is not None:
+        raise DataError(f"{path}: prompt {gone}, which this round was compared on, is not there any more")
+    return prompts
+
+
 def _safety(files: PolicyFiles, config: RetrainConfig, launch: Launch) -> Verdict:
     gates = config.gates
     pairs = [row for _, row in read_rows(files.safety / PAIRS)]
-    prompts = {prompt.prompt_id: prompt for prompt in read_jsonl(files.safety_prompts, Prompt)}
+    prompts = asked(files.safety_prompts, pairs)
     rules = find_path(gates.safety_rules, launch) if gates.safety_rules else None
     return safety(pairs, prompts, rules, gates.safety_classifier, gates.max_unsafe_rise)
 
 
 def people_verdict(out: Path, config: RetrainConfig, launch: Launch) -> Verdict:
-    """What people have said so far about the pairs of a round; see `rlhf.loop.gates.sequential`."""
-    asked = json.loads((out / WAITING).read_text(encoding="utf-8"))
-    wins, _ = wins_so_far(asked, EvaluateConfig(overlap=config.gates.people_overlap), launch)
-    found = look(list(wins.values()), len(asked["pairs"]), config.gates.people_error)
-    return win_rate.by_people(found, int(asked["figures"]["num_judges"]))
+    """What people have said so far about the pairs of a round; see `rlhf.loop.gates.sequential`.
+
+    A pair counts once all of its answers are in: a mean that still changes would be two bets on one pair. Raises
+    DataError where what was asked is gone.
+    """
+    path = out / WAITING
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, which says what people were asked")
+    waiting = json.loads(path.read_text(encoding="utf-8"))
+    evaluate = EvaluateConfig(overlap=config.gates.people_overlap)
+    wins, _ = wins_so_far(waiting, evaluate, launch, complete_only=True)
+    found = look(list(wins.values()), len(waiting["pairs"]), config.gates.people_error)
+    return win_rate.by_people(found, int(waiting["figures"]["num_judges"]))

@@ -22,6 +22,7 @@ from rlhf.core.errors import BusyError, ConfigError
 
 NAME = "retrain"
 POSTGRES_LOCK = 0x72657472  # 'retr'
+LOOK_S = 0.2
 _TRY = text("SELECT pg_try_advisory_lock(:key)")
 
 
@@ -68,7 +69,8 @@ class Leader:
             raise ConfigError(
                 "--db: retrain needs a database that other processes can see; found one in memory"
             )
-        self._file = FileLock(f"{path}.retrain.lock", timeout=0)
+        # `rlhf status` holds it for a moment to see whether somebody retrains.
+        self._file = FileLock(f"{path}.retrain.lock", timeout=LOOK_S)
         try:
             self._file.acquire()
         except Timeout as error:
@@ -114,7 +116,8 @@ def is_led(store: Store) -> bool:
     """Whether somebody retrains at this moment."""
     if store.dialect == "postgresql":
         held = text(
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 0 AND objid = :key AND granted"
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 0 AND objid = :key AND granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         )
         with store.read() as connection:
             return bool(connection.execute(held, {"key": POSTGRES_LOCK}).scalar())

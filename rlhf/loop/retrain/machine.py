@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from sqlalchemy import Connection, select, text
 from feedback_app.store.engine import Store
 from feedback_app.store.registry_schema import artifact_parents
 from feedback_app.store.registry_schema import rounds as rounds_table
-from rlhf.core.errors import BusyError, RlhfError, Stopped, StoreError
-from rlhf.core.inputs import find_model
+from rlhf.core.errors import BusyError, ConfigError, RlhfError, Stopped, StoreError
+from rlhf.core.inputs import find_model, find_path
 from rlhf.core.run import Launch, Workspace, code_version, content_sha256, is_finished
 from rlhf.loop.gates.verdict import Verdict, reasons
-from rlhf.loop.gates.win_rate import NAME as WIN_RATE
 from rlhf.loop.registry import CANDIDATE as CANDIDATE_ALIAS
 from rlhf.loop.registry import CHAMPION as CHAMPION_ALIAS
-from rlhf.loop.registry import Artifact, Registry, check_usable, move_in, promote_in
+from rlhf.loop.registry import Artifact, Registry, check_usable, lock_names, move_in, promote_in
 from rlhf.loop.retrain import rounds as steps
 from rlhf.loop.retrain.canary import try_candidate
 from rlhf.loop.retrain.config import RetrainConfig
@@ -39,6 +38,7 @@ from rlhf.loop.retrain.judging import (
     policy_verdicts,
     reward_verdicts,
 )
+from rlhf.loop.retrain.late_verdict import settings_of, settle
 from rlhf.loop.retrain.leader import Leader
 from rlhf.loop.retrain.news import news
 from rlhf.loop.retrain.rounds import Round, Rounds
@@ -78,7 +78,7 @@ class Machine:
         on_round: Callable[[Round], None] = lambda found: None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.config, self.launch, self.store = config, launch, store
+        self.config, self.launch, self.store, self.leader = config, launch, store, leader
         self.workspace = Workspace(launch.workspace)
         self.registry = Registry(store, self.workspace)
         self.rounds = Rounds(store, leader)
@@ -86,7 +86,9 @@ class Machine:
 
     def once(self) -> Outcome:
         """Go on with the round that is open, or begin one if one is due, and bring it to its end."""
-        self._settle()
+        settled = settle(self.config.project, self.rounds, self.registry, self.launch, self._people_of)
+        if settled is not None:
+            self._on_round(settled)
         current = self.rounds.unfinished(self.config.project)
         if current is None:
             due = look(self.store, self.config, self.rounds)
@@ -102,15 +104,20 @@ class Machine:
         return self._drive(current)
 
     def _drive(self, current: Round) -> Outcome:
-        config = RetrainConfig.model_validate(current.config)
+        try:
+            config = settings_of(current)
+        except ConfigError as error:
+            current = self._failed(current, current.following, error)
+            self._on_round(current)
+            return Outcome("rejected", f"round {current.number} was rejected: {current.error}", current)
         if config.work() != self.config.work():
             print(f"retrain: round {current.number} keeps the settings that it began with", flush=True)
         while current.is_open:
             self._check()
             following = current.following
             if current.attempts >= config.max_attempts:
-                reason = f"{following}: begun {current.attempts} times without an end (max_attempts)"
-                current = self.rounds.reject(current, reason)
+                reason = f"begun {current.attempts} times without an end (max_attempts)"
+                current = self._failed(current, following, StoreError(reason))
                 break
             current = self.rounds.attempt(current)
             stages = self._make_stages(config, self.launch, self.store, current)
@@ -118,8 +125,13 @@ class Machine:
             try:
                 current = work.do(following)
             except WaitingError as waiting:
+                # To look in vain is no attempt that failed, however often it happens.
+                current = self.rounds.note(current, attempts={})
                 return Outcome("waiting", f"round {current.number} waits: {waiting}", current)
-            except (Stopped, BusyError):
+            except Stopped:
+                self.rounds.note(current, attempts={})
+                raise
+            except BusyError:
                 raise
             except RlhfError as error:
                 current = self._failed(current, following, error)
@@ -140,6 +152,9 @@ class Machine:
             also = _clears_candidate(fresh.candidate_id, f"round {fresh.number}: {step} failed")
         return self.rounds.reject(fresh, f"{step}: {error}", also=also)
 
+    def _people_of(self, config: RetrainConfig, found: Round) -> Path:
+        return self._make_stages(config, self.launch, self.store, found).path("people")
+
     def _first_champion(self) -> str | None:
         """The champion's id. Before there is one, the supervised model becomes it: what the first round has to beat."""
         champion = self.registry.alias(CHAMPION_ALIAS)
@@ -150,43 +165,18 @@ class Machine:
         if run is None:
             return None
         artifact = self.registry.register(run)
-        self.registry.promote(
-            artifact.artifact_id, actor=ACTOR, reason="the supervised model, before the first round"
-        )
-        return artifact.artifact_id
+        check_usable(artifact)
 
-    # ---- people's late verdict ---------------------------------------------------------------------------
+        def unit(connection: Connection) -> str:
+            self.leader.check(connection)
+            lock_names(connection)
+            if (now := self.registry.alias_in(connection, CHAMPION_ALIAS)) is not None:
+                return now.artifact_id  # somebody has named one meanwhile
+            reason = "the supervised model, before the first round"
+            promote_in(connection, artifact.artifact_id, ACTOR, reason)
+            return artifact.artifact_id
 
-    def _settle(self) -> None:
-        """Where a champion was promoted on a provisional verdict and people have spoken since: confirm or undo it."""
-        champion = self.registry.alias(CHAMPION_ALIAS)
-        if champion is None:
-            return
-        promoted = [
-            found
-            for found in self.rounds.all(self.config.project)
-            if found.candidate_id == champion.artifact_id and found.state == steps.CHAMPION
-        ]
-        if not promoted:
-            return
-        found = promoted[-1]
-        before = next((v for v in self.rounds.verdicts(found.round_id) if v.name == WIN_RATE), None)
-        if before is None or not before.provisional:
-            return
-        config = RetrainConfig.model_validate(found.config)
-        out = self._make_stages(config, self.launch, self.store, found).path("people")
-        said = people_verdict(out, config, self.launch)
-        if said.provisional:
-            return
-        verdict = replace(said, details=said.details | {"provisional": before.row()})
-        self.rounds.replace_verdict(found, champion.artifact_id, verdict)
-        print(f"retrain: people on round {found.number}: {verdict.reason}", flush=True)
-        if not verdict.passed:
-            back = self.registry.rollback(
-                actor=ACTOR, reason=f"people on round {found.number}: {verdict.reason}"
-            )
-            self.rounds.note(found, undone=verdict.reason)
-            print(f"retrain: {back.artifact_id} is the champion again", flush=True)
+        return self.store.run(unit)
 
 
 class _Work:
@@ -315,6 +305,7 @@ class _Work:
         reason = f"round {self.round.number} passed its gates"
 
         def also(connection: Connection) -> None:
+            lock_names(connection)  # before the look, or it might move between the look and the promotion
             now = self.registry.alias_in(connection, CHAMPION_ALIAS)
             if now is not None and now.artifact_id not in (expected, artifact.artifact_id):
                 raise StoreError(
@@ -363,6 +354,8 @@ class _Work:
             "champion": self.round.champion_id,
             "code": code_version(),
             "config": self.config.work(),
+            # A file that was mended under the same name is other work.
+            "files": {name: content_sha256(find_path(name, self.launch)) for name in self.config.files()},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -215,19 +215,28 @@ class Rounds:
 
         def unit(connection: Connection) -> None:
             self._check(connection)
-            here = select(rounds.c.details).where(rounds.c.round_id == found.round_id).with_for_update()
-            values = {"details": finite(connection.execute(here).scalar_one() | details)}
-            connection.execute(update(rounds).where(rounds.c.round_id == found.round_id).values(values))
+            _add_details(connection, found.round_id, details)
 
         self.store.run(unit)
         return self.get(found.round_id)
 
-    def replace_verdict(self, found: Round, artifact_id: str | None, verdict: Verdict) -> None:
-        """A gate is answered anew, once people have spoken."""
+    def replace_verdict(
+        self,
+        found: Round,
+        artifact_id: str | None,
+        verdict: Verdict,
+        *,
+        also: Callable[[Connection], None] | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        """A gate is answered anew, once people have spoken: one transaction, with what follows from it (`also`)."""
 
         def unit(connection: Connection) -> None:
             self._check(connection)
+            if also is not None:
+                also(connection)
             keep_verdict(connection, found.round_id, artifact_id, verdict, time.time())
+            _add_details(connection, found.round_id, details or {})
 
         self.store.run(unit)
 
@@ -258,6 +267,12 @@ def keep_verdict(
     connection.execute(delete(gate_verdicts).where(here))
     row = {"round_id": round_id, "artifact_id": artifact_id, "decided_at": now, **verdict.row()}
     connection.execute(insert(gate_verdicts), row)
+
+
+def _add_details(connection: Connection, round_id: str, details: dict[str, Any]) -> None:
+    here = select(rounds.c.details).where(rounds.c.round_id == round_id).with_for_update()
+    values = {"details": finite(connection.execute(here).scalar_one() | details)}
+    connection.execute(update(rounds).where(rounds.c.round_id == round_id).values(values))
 
 
 def _round(row: Row[Any]) -> Round:

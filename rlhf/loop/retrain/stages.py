@@ -9,13 +9,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from sqlalchemy import select
+
 from feedback_app.store.engine import Store
+from feedback_app.store.schema import snapshots
 from feedback_app.store.snapshots import SnapshotManifest, export_snapshot
 from reward.assess.config import RewardEvalConfig
 from reward.assess.run import run as run_reward_eval
 from reward.train import run as run_reward
 from rlhf.core.adapters import read_adapter_config
-from rlhf.core.errors import CheckpointError
+from rlhf.core.errors import CheckpointError, DataError
 from rlhf.core.files import clear_folders
 from rlhf.core.inputs import find_model, model_name
 from rlhf.core.run import CHECKPOINTS, MANIFEST, Launch, Workspace, is_finished
@@ -66,7 +69,15 @@ class Stages:
                 fractions=self.config.snapshot.fractions,
                 actor=ACTOR,
             )
-        return SnapshotManifest.model_validate_json((self.snapshot / MANIFEST).read_bytes())
+        manifest = SnapshotManifest.model_validate_json((self.snapshot / MANIFEST).read_bytes())
+        with self.store.read() as connection:
+            known = select(snapshots.c.snapshot_id).where(snapshots.c.snapshot_id == manifest.snapshot_id)
+            if connection.execute(known).first() is None:
+                raise DataError(
+                    f"{self.snapshot}: holds a snapshot that this store does not know (of another database, or of "
+                    f"one that was restored since); move it and {self.folder} elsewhere"
+                )
+        return manifest
 
     def ratings(self, manifest: SnapshotManifest) -> Path:
         """What reward models are trained on: see `training_snapshot`."""

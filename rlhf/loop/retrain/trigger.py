@@ -27,7 +27,10 @@ def look(store: Store, config: RetrainConfig, rounds: Rounds, *, now: float | No
     settings = config.trigger
     last, snapshot_id = rounds.last_ended(config.project), rounds.last_snapshot(config.project)
     if not config.now and not any_new(store, config.project, snapshot_id):
-        return Due(False, f"nothing new {f'since round {last.number}' if last else 'yet'}", News((), {}), ())
+        said = f"nothing new {f'since round {last.number}' if last else 'yet'}"
+        if last is not None and last.error is not None:
+            said += f", which was rejected ({last.error}); --now begins one all the same"
+        return Due(False, said, News((), {}), ())
     found = news(store, config.project, snapshot_id)
     alerts = tuple(drift_alerts(found, settings)) if settings.drift != "ignore" else ()
     waited = (time.time() if now is None else now) - (last.ended_at or 0.0 if last else 0.0)
@@ -37,7 +40,10 @@ def look(store: Store, config: RetrainConfig, rounds: Rounds, *, now: float | No
     if last and last.snapshot_id is None and found.num_new == last.details.get("num_new"):
         # It failed before it had a snapshot: without anything new it would again, and again.
         return Due(
-            False, f"the same ratings as round {last.number}, which failed: {last.error}", found, alerts
+            False,
+            f"the same ratings as round {last.number}, which failed: {last.error}; mend that and start with --now",
+            found,
+            alerts,
         )
     if waited < settings.cooldown_s:
         left = settings.cooldown_s - waited

@@ -138,7 +138,7 @@ class World:
         return {name: artifact.artifact_id for name, artifact in self.registry.aliases().items()}
 
 
-def ask_people(world: World, num_pairs: int) -> None:
+def ask_people(world: World, num_pairs: int, overlap: int = 1) -> None:
     """What `evaluate --judge people` leaves in the round's directory: pairs in a project, nobody has answered."""
     ensure_project(world.store, "blind", purpose="evaluate")
     prompts = [Prompt.model_validate({"prompt": f"t5 t{i}", "prompt_id": f"q{i}"}) for i in range(num_pairs)]
@@ -154,7 +154,7 @@ def ask_people(world: World, num_pairs: int) -> None:
     items = [
         (p.prompt_id, (a.completion_id, b.completion_id)) for p, a, b in zip(prompts, *sides, strict=True)
     ]
-    tasks = create_tasks(world.store, project="blind", kind="pairwise", items=items)
+    tasks = create_tasks(world.store, project="blind", kind="pairwise", items=items, overlap=overlap)
     rows = [
         {"task_id": task, "group_id": p.prompt_id, "candidate_id": a.completion_id}
         for task, p, a in zip(tasks, prompts, sides[0], strict=True)
@@ -164,10 +164,10 @@ def ask_people(world: World, num_pairs: int) -> None:
     (out / "people.json").write_text(json.dumps({"project": "blind", "pairs": rows, "figures": {}}))
 
 
-def people_prefer(world: World, text: str) -> None:
+def people_prefer(world: World, text: str, name: str = "judge") -> None:
     """Somebody answers every pair, for the side with this text."""
-    judge = create_annotator(world.store, "judge", password=None)
+    judge = create_annotator(world.store, name, password=None)
     while view := lease_next(world.store, judge, "blind"):
         verdict = "first" if view.completions[0].text == text else "second"
         judgement = answer(view, judge, preference=verdict)
-        submit(world.store, judgement, lease_id=view.lease_id, client_key=f"people {view.task_id}")
+        submit(world.store, judgement, lease_id=view.lease_id, client_key=f"{name} {view.task_id}")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from retrain_world import World, ask_people, fake_stages, people_prefer, tiny
 
 import rlhf.loop.retrain.run as retrain_run
+from feedback_app.store import audit
+from rlhf.core.config import Settings
 from rlhf.core.errors import BusyError, DataError, GuardStop, Stopped
+from rlhf.core.run import Run
 from rlhf.loop.gates.verdict import Verdict
 from rlhf.loop.registry import CANDIDATE, CHAMPION, PREVIOUS
+from rlhf.loop.retrain import machine
 from rlhf.loop.retrain import rounds as steps
 from rlhf.loop.retrain.config import TriggerSettings
+from rlhf.loop.retrain.judging import asked, people_verdict
 from rlhf.loop.retrain.leader import Leader
 from rlhf.loop.retrain.machine import Machine, Outcome
 from rlhf.loop.retrain.rounds import STATES, Round, Rounds
@@ -136,6 +144,24 @@ def test_a_step_that_never_ends_is_given_up(world: World) -> None:
     assert world.once(config).kind == "nothing"
 
 
+def test_a_candidate_that_is_given_up_loses_its_name(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise an endpoint would go on to try it on users."""
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    config = world.config.model_copy(update={"max_attempts": 1})
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "try_candidate", killed)
+        with pytest.raises(Killed):
+            world.once(config)
+    assert CANDIDATE in world.names()
+    assert (
+        world.once(config).text == "round 1 was rejected: canary: begun 1 times without an end (max_attempts)"
+    )
+    assert CANDIDATE not in world.names()
+
+
 def test_a_round_that_failed_before_its_snapshot_is_not_begun_again_and_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +210,55 @@ def test_the_same_work_is_not_done_twice(world: World) -> None:
     assert again.round.error is not None
     assert again.round.error.startswith("the same ratings, backbone, champion, code and settings as round 1")
     assert world.script.calls.count("reward") == 1
+
+
+def test_a_file_that_was_mended_is_other_work(world: World) -> None:
+    """Otherwise the round that it spoiled could never be made again."""
+    world.script.win = 0.5
+    world.once()
+    with (world.workspace.root / "heldout.jsonl").open("a") as file:
+        file.write('{"prompt": "t5 t9"}\n')
+    again = world.once(
+        world.config.model_copy(
+            update={"now": True, "gates": world.config.gates.model_copy(update={"min_new": 0})}
+        )
+    )
+    assert again.round is not None
+    assert (again.round.error or "").startswith("win rate")
+
+
+def test_a_snapshot_of_another_database_is_not_learned_from(world: World) -> None:
+    world.once()
+    snapshots = world.workspace.snapshots
+    shutil.copytree(snapshots / "round-0001", snapshots / "round-0002")
+    manifest = snapshots / "round-0002" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"snapshot_id": "s-other"}))
+    world.rate(30)
+    outcome = world.once()
+    assert outcome.kind == "rejected"
+    assert "round-0002: holds a snapshot that this store does not know" in outcome.text
+
+
+def test_settings_of_another_version_end_the_round(world: World) -> None:
+    with Leader(world.store) as leader:
+        Rounds(world.store, leader).begin(tiny.PROJECT, {"gone": 1}, None, {})
+    assert "round 1 was begun by another version, and its settings cannot be read" in world.once().text
+    assert not world.rounds.all()[0].is_open
+
+
+def test_a_prompt_that_left_the_heldout_ones_is_named(tmp_path: Path) -> None:
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "t5", "prompt_id": "h1"}\n')
+    with pytest.raises(DataError, match="prompt h0, which this round was compared on, is not there any more"):
+        asked(tmp_path / "heldout.jsonl", [{"prompt_id": "h1"}, {"prompt_id": "h0"}])
+
+
+def test_a_report_that_a_kill_prevented_is_written_by_the_next_start(world: World) -> None:
+    world.once()
+    report = world.workspace.runs / "round-0001" / "report.html"
+    assert not report.exists()  # the machine alone writes none
+    with Leader(world.store) as leader:
+        retrain_run.once(world.config, world.launch, world.store, leader)
+    assert report.exists()
 
 
 def test_a_champion_that_moved_meanwhile_is_not_replaced(world: World) -> None:
@@ -258,9 +333,11 @@ def test_people_undo_a_provisional_champion_that_they_do_not_prefer(
 
 def test_waiting_for_people_leaves_the_round_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gates = world.config.gates.model_copy(update={"people": 12, "wait_for_people": True})
-    config = world.config.model_copy(update={"gates": gates})
+    config = world.config.model_copy(update={"gates": gates, "max_attempts": 2})
     monkeypatch.setattr(Stages, "ask_people", lambda self, *_: ask_people(world, 12))
-    assert world.once(config).text == "round 1 waits: for people: nobody has answered yet (0 of 12 pairs)"
+    for _ in range(3):  # looking again and again is no attempt that failed
+        assert world.once(config).kind == "waiting"
+    assert world.once(config).text == "round 1 waits: for people: no pair has its answers yet (0 of 12)"
     people_prefer(world, "candidate")
     found = world.once(config).round
     assert found is not None
@@ -269,9 +346,111 @@ def test_waiting_for_people_leaves_the_round_open(world: World, monkeypatch: pyt
     assert (win.provisional, win.passed, win.figure, win.details) == (False, True, 1.0, {"by": "people"})
 
 
+@pytest.fixture
+def provisional(world: World, monkeypatch: pytest.MonkeyPatch) -> Round:
+    """A round whose champion the judge has promoted, and of which people say afterwards that it is worse."""
+    gates = world.config.gates.model_copy(update={"people": 12})
+    world.config = world.config.model_copy(update={"gates": gates})
+    monkeypatch.setattr(Stages, "ask_people", lambda self, *_: ask_people(world, 12))
+    found = world.once().round
+    assert found is not None
+    assert found.candidate_id == world.names()[CHAMPION]
+    people_prefer(world, "champion")
+    return found
+
+
+def test_a_kill_while_a_promotion_is_undone_leaves_it_to_be_undone(
+    world: World, provisional: Round, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "append", killed)  # the first name has moved
+        with pytest.raises(Killed):
+            world.once()
+    assert world.names()[CHAMPION] == provisional.candidate_id
+    assert win_rate_of(world, provisional).provisional
+    world.once()
+    assert world.names() == {CHAMPION: provisional.champion_id, PREVIOUS: provisional.candidate_id}
+
+
+def test_an_undone_promotion_goes_back_to_what_it_was_compared_with(world: World, provisional: Round) -> None:
+    """Not to `previous`, which somebody has moved meanwhile."""
+    assert provisional.candidate_id is not None
+    other = finished_run(world, "other")
+    for artifact_id in (other, provisional.candidate_id):
+        world.registry.promote(artifact_id, actor="ann", reason="a try")
+    assert world.names()[PREVIOUS] == other
+    world.once()
+    assert world.names() == {CHAMPION: provisional.champion_id, PREVIOUS: provisional.candidate_id}
+
+
+def test_what_cannot_be_gone_back_to_is_said_and_stays_to_be_done(world: World, provisional: Round) -> None:
+    (world.workspace.root / "runs" / "sft" / "FINISHED").unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match="is not there any more; name another with `rlhf promote`"):
+            world.once()
+    assert win_rate_of(world, provisional).provisional
+
+
+def test_a_promotion_whose_pairs_are_gone_stays_provisional(
+    world: World, provisional: Round, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (world.workspace.runs / "round-0001" / "people" / "people.json").unlink()
+    assert world.once().kind == "nothing"
+    assert (
+        "retrain: alert: what people say about the champion of round 1 cannot be read"
+        in capsys.readouterr().out
+    )
+    assert win_rate_of(world, provisional).provisional
+
+
+def test_a_pair_counts_once_all_of_its_answers_are_in(world: World) -> None:
+    """A mean that changes with the second answer would be two bets on one pair."""
+    ask_people(world, 12, overlap=2)
+    folder = world.workspace.runs / "round-0001" / "people"
+    gates = world.config.gates.model_copy(update={"people_overlap": 2})
+    config = world.config.model_copy(update={"gates": gates})
+    people_prefer(world, "candidate")
+    assert people_verdict(folder, config, world.launch).figure is None
+    people_prefer(world, "candidate", name="second judge")
+    assert people_verdict(folder, config, world.launch).figure == 1.0
+
+
+def finished_run(world: World, name: str) -> str:
+    out = world.workspace.runs / name
+    with Run.start(out, stage="ppo", settings=Settings(), launch=world.launch, parents={}, seed=0) as run:
+        (run.path / "weights").write_text(name)
+        run.finish({})
+    return world.registry.register(out).artifact_id
+
+
 def win_rate_of(world: World, found: Round) -> Verdict:
     (win,) = [verdict for verdict in world.rounds.verdicts(found.round_id) if verdict.name == "win rate"]
     return win
+
+
+# ---- before anything begins -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"backbone": "runs/sfd"}, "runs/sfd: no such file or directory"),
+        ({"heldout": "bad.jsonl"}, "bad.jsonl:1"),
+        ({"gates": {"safety_rules": "bad.jsonl"}}, "bad.jsonl"),
+        ({"gates": {"safety_classifier": "gone.py:unsafe"}}, "no such file gone.py"),
+        ({"ppo": {"rewards": [{"source": "runs/x"}]}}, "ppo.rewards is filled in by every round"),
+    ],
+)
+def test_what_would_cost_a_round_is_refused_before_it(
+    world: World, changes: dict[str, Any], reason: str
+) -> None:
+    (world.workspace.root / "bad.jsonl").write_text('{"no prompt": 1}\n')
+    retrain_run.check(world.config, world.launch)
+    with pytest.raises(ValueError, match=reason):
+        retrain_run.check(tiny.config_of(**changes), world.launch)
 
 
 # ---- watching -----------------------------------------------------------------------------------------------
@@ -311,9 +490,9 @@ def test_a_signal_between_two_steps_ends_the_command_and_keeps_the_round(world: 
 
     make = fake_stages(world.script)
     with Leader(world.store) as leader:
-        machine = Machine(world.config, world.launch, world.store, leader, make_stages=make, check=check)
+        stopping = Machine(world.config, world.launch, world.store, leader, make_stages=make, check=check)
         with pytest.raises(Stopped):
-            machine.once()
+            stopping.once()
     (found,) = world.rounds.all()
     assert (found.is_open, found.state) == (True, steps.REWARD_GATES)
     assert world.once().kind == "champion"
