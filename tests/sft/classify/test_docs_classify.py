@@ -50,7 +50,7 @@ def test_the_commands_are_understood(page: str, line: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_options_in_the_text_exist(page: str) -> None:
     known = {".".join(key) for cls in SETTINGS.values() for key in known_keys(cls)}
-    known |= {"resume", "out", "group_column", "label_column"}
+    known |= {"resume", "force", "out", "group_column", "label_column"}
     text = (DOCS / page).read_text(encoding="utf-8")
     for option in re.findall(r"--([a-z][a-z.-]+)", text):
         assert option.replace("-", "_") in known, option
