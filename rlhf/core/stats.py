@@ -46,10 +46,7 @@ def bootstrap_mean(
     sums_G: np.ndarray = data
     counts_G: np.ndarray = np.ones(len(data))
     if groups is not None:
-        if len(groups) != len(data):
-            raise ValueError(f"{len(groups)} groups for {len(data)} values")
-        index: dict[Hashable, int] = {}
-        member = np.array([index.setdefault(group, len(index)) for group in groups])
+        member = _members(groups, len(data), "values")
         sums_G, counts_G = np.bincount(member, weights=data), np.bincount(member) * 1.0
     num_groups = len(sums_G)
     means = [
@@ -83,15 +80,20 @@ def bootstrap_sums(
         raise ValueError("values hold NaN or Infinity")
     sums_GK: np.ndarray = data
     if groups is not None:
-        if len(groups) != len(data):
-            raise ValueError(f"{len(groups)} groups for {len(data)} items")
-        index: dict[Hashable, int] = {}
-        member = np.array([index.setdefault(group, len(index)) for group in groups])
-        sums_GK = np.zeros((len(index), data.shape[1]))
+        member = _members(groups, len(data), "items")
+        sums_GK = np.zeros((member.max() + 1, data.shape[1]))
         np.add.at(sums_GK, member, data)
     found = [statistic(times_RG @ sums_GK) for times_RG in _resamples(len(sums_GK), num_resamples, seed)]
     low, high = _percentiles(found, level)
     return Interval(float(statistic(data.sum(axis=0, keepdims=True))[0]), low, high, len(data))
+
+
+def _members(groups: Sequence[Hashable] | np.ndarray, num: int, what: str) -> np.ndarray:
+    """[N] the number of each one's group, in the order in which groups appear. Raises ValueError for another length."""
+    if len(groups) != num:
+        raise ValueError(f"{len(groups)} groups for {num} {what}")
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(group, len(index)) for group in groups])
 
 
 def _resamples(num_groups: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:

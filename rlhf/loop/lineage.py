@@ -121,23 +121,33 @@ def _trees(connection: Connection, registry: Registry, config: LineageConfig) ->
     return [("came from", _above(connection, artifact.artifact_id, "", config.annotations, set()))]
 
 
-def _above(connection: Connection, artifact_id: str, role: str, limit: int, seen: set[str]) -> Node:
-    """An artifact and its ancestors. One that was drawn before is named again without its own ancestors."""
+def _node(
+    connection: Connection, artifact_id: str, role: str, seen: set[str]
+) -> tuple[Node, str | None, bool]:
+    """(an artifact without its children, the snapshot it learned from, whether it is drawn for the first time)."""
     row = connection.execute(select(artifacts).where(artifacts.c.artifact_id == artifact_id)).one()
     node = Node(artifact_id, row.stage, f"{artifact_id}  {row.path}", role)
-    if artifact_id in seen:
-        node.label += "  (see above)"
-        return node
+    is_new = artifact_id not in seen
     seen.add(artifact_id)
+    if not is_new:
+        node.label += "  (see above)"
+    return node, row.snapshot_id, is_new
+
+
+def _above(connection: Connection, artifact_id: str, role: str, limit: int, seen: set[str]) -> Node:
+    """An artifact and its ancestors. One that was drawn before is named again without its own ancestors."""
+    node, snapshot_id, is_new = _node(connection, artifact_id, role, seen)
+    if not is_new:
+        return node
     query = select(artifact_parents).where(artifact_parents.c.artifact_id == artifact_id)
     for link in connection.execute(
         query.order_by(artifact_parents.c.role, artifact_parents.c.parent_id)
     ).all():
         node.children.append(_above(connection, link.parent_id, link.role, limit, seen))
-    if row.snapshot_id is not None:
-        snapshot = _snapshot(connection, row.snapshot_id, 0 if row.snapshot_id in seen else limit)
+    if snapshot_id is not None:
+        snapshot = _snapshot(connection, snapshot_id, 0 if snapshot_id in seen else limit)
         snapshot.role = SNAPSHOT
-        seen.add(row.snapshot_id)
+        seen.add(snapshot_id)
         node.children.append(snapshot)
     return node
 
@@ -171,12 +181,9 @@ def _learners(connection: Connection, snapshot_id: str) -> list[Node]:
 
 
 def _below(connection: Connection, artifact_id: str, role: str, seen: set[str]) -> Node:
-    row = connection.execute(select(artifacts).where(artifacts.c.artifact_id == artifact_id)).one()
-    node = Node(artifact_id, row.stage, f"{artifact_id}  {row.path}", role)
-    if artifact_id in seen:
-        node.label += "  (see above)"
+    node, _, is_new = _node(connection, artifact_id, role, seen)
+    if not is_new:
         return node
-    seen.add(artifact_id)
     query = select(artifact_parents).where(artifact_parents.c.parent_id == artifact_id)
     for link in connection.execute(
         query.order_by(artifact_parents.c.artifact_id, artifact_parents.c.role)
