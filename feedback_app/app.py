@@ -28,14 +28,13 @@ from feedback_app.config import AppConfig
 from feedback_app.desk import Desk
 from feedback_app.lead.office import Office
 from feedback_app.lead_api import lead_router
-from feedback_app.listener import listen
+from feedback_app.listener import listen, server_settings
 from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
 from feedback_app.pages.lead.page import lead_blocks, lead_mount_options, lead_only
 from feedback_app.rest.application import PREFIX, rest_application
 from feedback_app.security import PERSON, Gate
-from feedback_app.slow_clients import PatientProtocol
 from feedback_app.store.engine import Store, shown_url, sqlite_path
 from rlhf.core.errors import BusyError, DataError, RlhfError
 from rlhf.core.run import Launch, Workspace
@@ -76,10 +75,7 @@ def build_app(store: Store, settings: AppConfig, *, snapshots: Path | None = Non
     app.add_api_route("/healthz", health.page, methods=["GET"], response_model=None)
     app.add_api_route("/metrics", monitoring.page, methods=["GET"], response_model=None)
 
-    @app.exception_handler(RlhfError)
-    def refused(request: Request, error: Exception) -> JSONResponse:
-        status = 422 if isinstance(error, DataError) else 503 if isinstance(error, BusyError) else 409
-        return JSONResponse({"detail": str(error)}, status)
+    app.add_exception_handler(RlhfError, refused)
 
     @app.exception_handler(RequestValidationError)
     def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -126,19 +122,19 @@ def run(settings: AppConfig, launch: Launch) -> None:
             print(f"  http://{host}:{port}/welcome/{token}")
         print(f"open http://{host}:{port}/ (Ctrl+C stops)")
         sys.stdout.flush()
-        config = uvicorn.Config(
+        config = server_settings(
             build_app(store, settings, snapshots=Workspace(launch.workspace).snapshots),
-            http=PatientProtocol,
-            ws="none",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=STOP_S,
+            stop_s=STOP_S,
             timeout_keep_alive=KEEP_ALIVE_S,
             limit_concurrency=MAX_CONNECTIONS,
-            server_header=False,
-            proxy_headers=False,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def refused(request: Request, error: Exception) -> JSONResponse:
+    """An error that people can act on, as an answer of a route that is not the REST API's."""
+    status = 422 if isinstance(error, DataError) else 503 if isinstance(error, BusyError) else 409
+    return JSONResponse({"detail": str(error)}, status)
 
 
 def _printable(part: str | int) -> str | int:

@@ -1,10 +1,30 @@
-"""The socket that a server of ours listens on."""
+"""What a server of ours listens on, and the settings that all of them share."""
 
 from __future__ import annotations
 
 import socket
+from typing import Any
 
+import uvicorn
+from starlette.types import ASGIApp
+
+from feedback_app.slow_clients import PatientProtocol
 from rlhf.core.errors import BusyError
+
+
+def server_settings(app: ASGIApp, *, stop_s: int, **more: Any) -> uvicorn.Config:
+    """For `uvicorn.Server`. stop_s: how long requests in flight may take after a signal."""
+    return uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=stop_s,
+        server_header=False,
+        proxy_headers=False,
+        **more,
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

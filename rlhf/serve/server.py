@@ -18,9 +18,8 @@ from typing import Any
 
 import uvicorn
 
-from feedback_app.listener import listen
+from feedback_app.listener import listen, server_settings
 from feedback_app.security import LOOPBACK_NAMES
-from feedback_app.slow_clients import PatientProtocol
 from feedback_app.store.engine import Store
 from rlhf.core.errors import ConfigError, Stopped
 from rlhf.core.files import read_jsonl
@@ -176,17 +175,7 @@ def make_server(service: Service, key: str | None) -> Server:
         hosts=(config.host, *config.public_hosts),
         listens_everywhere=config.host in ("0.0.0.0", "::"),
     )
-    settings = uvicorn.Config(
-        app,
-        http=PatientProtocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=int(config.drain_s),
-        server_header=False,
-        proxy_headers=False,
-    )
-    return Server(settings, service.state)
+    return Server(server_settings(app, stop_s=int(config.drain_s)), service.state)
 
 
 def _load(service: Service, server: Server) -> None:

@@ -24,14 +24,13 @@ from starlette.types import ASGIApp, Scope
 from feedback_app.accounts import Person, create_annotator, first_admin_link, list_accounts
 from feedback_app.addresses import client_address
 from feedback_app.api import current_person
-from feedback_app.app import STATIC
-from feedback_app.listener import listen
+from feedback_app.app import STATIC, refused
+from feedback_app.listener import listen, server_settings
 from feedback_app.pages.account import account_router
 from feedback_app.security import PERSON, Gate
-from feedback_app.slow_clients import PatientProtocol
 from feedback_app.store.engine import Store, shown_url
 from feedback_app.store.live import prepare_project
-from rlhf.core.errors import BusyError, DataError, RlhfError
+from rlhf.core.errors import RlhfError
 from rlhf.core.run import Launch
 from rlhf.serve.chat.endpoint import Endpoint
 from rlhf.serve.chat.page import chat_blocks, chat_mount_options
@@ -98,10 +97,7 @@ def build_chat(store: Store, config: ChatConfig, endpoint: Endpoint) -> FastAPI:
     def health() -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
-    @app.exception_handler(RlhfError)
-    def refused(request: Request, error: Exception) -> JSONResponse:
-        status = 422 if isinstance(error, DataError) else 503 if isinstance(error, BusyError) else 409
-        return JSONResponse({"detail": str(error)}, status)
+    app.add_exception_handler(RlhfError, refused)
 
     @app.exception_handler(RequestValidationError)
     def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -190,17 +186,7 @@ def run(config: ChatConfig, launch: Launch) -> None:
             print(f"  {base}/welcome/{token}")
         print(f"open {base}/ (Ctrl+C stops)")
         sys.stdout.flush()
-        settings = uvicorn.Config(
-            app,
-            http=PatientProtocol,
-            ws="none",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=STOP_S,
-            server_header=False,
-            proxy_headers=False,
-        )
-        uvicorn.Server(settings).run(sockets=[listener])
+        uvicorn.Server(server_settings(app, stop_s=STOP_S)).run(sockets=[listener])
 
 
 def _line(event: dict[str, Any]) -> bytes:

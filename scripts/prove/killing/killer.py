@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import random
 import shutil
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from killing.compare import difference
+from killing.forks import fork, wait
 from killing.lines import Save, SaveTracer
 from rlhf.core.checkpoint import load_state, newest_valid
-from rlhf.core.errors import RlhfError
 from rlhf.core.metrics import read_metrics
 from rlhf.core.run import CHECKPOINTS, METRICS, Launch, is_finished
 
@@ -65,43 +62,17 @@ class Killer:
         self.note.unlink(missing_ok=True)
         seed, moment = self.random.randrange(2**32), self.random.uniform(0, self.seconds)
         number = {RANDOM: signal.SIGKILL, STOP: signal.SIGTERM}.get(kind or "")
-        sys.stdout.flush()
-        started = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            rates = self.rates if kind == IN_SAVE else None
-            tracer = SaveTracer(self.subject.saves, self.note, rates, seed)
-            self._child(out, tracer, traced=traced or kind == IN_SAVE)
-        while True:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            if number is not None and time.monotonic() - started >= moment:
-                os.kill(child, number)
-                number = None
-            time.sleep(0.002)
+        tracer = SaveTracer(self.subject.saves, self.note, self.rates if kind == IN_SAVE else None, seed)
+        traced = traced or kind == IN_SAVE
+        child = fork(lambda: self._child(out, tracer, traced=traced), self.log)
+        return wait(child, None) if number is None else wait(child, moment, number)
 
     def _child(self, out: Path, tracer: SaveTracer, *, traced: bool) -> None:
-        code = 1
-        try:
-            descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            if traced:
-                tracer.install()
-            self.subject.run(Launch(workspace=self.root, db="", out=out, resume=True))
-            if traced and self.rates is None:
-                self.note.write_text(json.dumps(tracer.counts), encoding="utf-8")
-            code = 0
-        except RlhfError as error:
-            print(f"error: {error}")
-            code = error.exit_code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        if traced:
+            tracer.install()
+        self.subject.run(Launch(workspace=self.root, db="", out=out, resume=True))
+        if traced and self.rates is None:
+            self.note.write_text(json.dumps(tracer.counts), encoding="utf-8")
 
     def measure(self) -> Path:
         """The run that is never stopped, twice: lines per save, seconds, and that two such runs are equal."""

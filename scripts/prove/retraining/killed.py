@@ -8,11 +8,11 @@ import random
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from killing.forks import fork, wait
 from killing.lines import Save, SaveTracer
 from sqlalchemy import text
 
@@ -66,39 +66,7 @@ class Killed:
     # ---- processes ---------------------------------------------------------------------------------------
 
     def _fork(self, work: Callable[[], None]) -> int:
-        """A child that does `work` and ends with its exit code."""
-        sys.stdout.flush()
-        child = os.fork()
-        if child:
-            return child
-        code = 1
-        try:
-            descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            work()
-            code = 0
-        except RlhfError as error:
-            print(f"error: {error}")
-            code = error.exit_code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def _wait(self, child: int, kill_after: float | None) -> int:
-        """The exit code of a child, minus the signal that ended it."""
-        started = time.monotonic()
-        while True:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            if kill_after is not None and time.monotonic() - started >= kill_after:
-                os.kill(child, signal.SIGKILL)
-                kill_after = None
-            time.sleep(0.002)
+        return fork(work, self.log)
 
     def _retrain(self, config: RetrainConfig | None = None) -> None:
         run_retrain(config or self.config, self.launch)
@@ -126,7 +94,7 @@ class Killed:
         """A first round that is not killed: its seconds, and how many lines move rounds and names in it."""
         self._rate(killed=False, pairs=FIRST_PAIRS)
         started = time.monotonic()
-        code = self._wait(self._fork(lambda: self._traced(None, 0)), None)
+        code = wait(self._fork(lambda: self._traced(None, 0)), None)
         self.round_seconds = time.monotonic() - started
         if code != 0:
             raise SystemExit(f"the round that was never killed ended with {code}:\n{self._tail()}")
@@ -149,14 +117,14 @@ class Killed:
                 tiny.rate(store, pairs, batch)
 
         if killed:
-            code = self._wait(self._fork(work), self.random.uniform(0.02, 0.5))
+            code = wait(self._fork(work), self.random.uniform(0.02, 0.5))
             if code == -signal.SIGKILL:
                 self.kills[RATER] += 1
                 self._check()
                 # what the dead raters held is free again when their leases have run out; here at once
                 with Store.open(self.launch.db) as store, store.write() as connection:
                     connection.execute(text("UPDATE leases SET expires_at = 0 WHERE state = 'active'"))
-        if self._wait(self._fork(work), None) != 0:
+        if wait(self._fork(work), None) != 0:
             self.failures.append(f"raters ended with an error: {self._tail()}")
         self._check()
 
@@ -170,10 +138,10 @@ class Killed:
                 kind = self.random.choice((RANDOM, IN_TRANSACTION))
             if kind == IN_TRANSACTION:
                 seed = self.random.randrange(2**32)
-                code = self._wait(self._fork(lambda seed=seed: self._traced(self.rates, seed)), None)  # type: ignore[misc]
+                code = wait(self._fork(lambda seed=seed: self._traced(self.rates, seed)), None)  # type: ignore[misc]
             else:
                 moment = self.random.uniform(0, self.round_seconds) if kind == RANDOM else None
-                code = self._wait(self._fork(self._retrain), moment)
+                code = wait(self._fork(self._retrain), moment)
             self._check()
             if code == -signal.SIGKILL and kind is not None:
                 self.kills[kind] += 1
@@ -271,9 +239,9 @@ class Killed:
         first = self._fork(self._retrain)
         time.sleep(min(1.0, self.round_seconds / 4))
         self.log.write_text("", encoding="utf-8")
-        second = self._wait(self._fork(self._retrain), None)
+        second = wait(self._fork(self._retrain), None)
         said = next((line for line in self.log.read_text().splitlines() if line.startswith("error:")), "")
-        code = self._wait(first, None)
+        code = wait(first, None)
         if (code, second) != (0, 2) or f"process {first} has been retraining since" not in said:
             self.failures.append(f"two at once ended with {code} and {second}: {said}")
         self._check()
