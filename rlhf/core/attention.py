@@ -2,8 +2,8 @@
 
 transformers turns queries and keys by five operations each, of which autograd keeps and replays every one: a
 twentieth of a PPO update on a CPU. Here it is one operation of three passes that keeps nothing of its input's size.
-For modules of Llama's kind in fp32, recognised by their parts and trusted only after a probe agreed; with a mask, a
-cache or dropout, and everywhere else, a module keeps its own forward.
+For modules of Llama's kind, recognised by their parts and trusted only after a probe agreed; with a mask, a cache or
+dropout, and everywhere else, a module keeps its own forward.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rlhf.core.fused import TOLERANCES
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 
@@ -71,14 +73,14 @@ def _forward(
 
 
 def is_rotary_attention(module: Any) -> bool:
-    """By its parts, in fp32, without a soft cap."""
+    """By its parts, without a soft cap."""
     return (
         {name for name, _ in module.named_children()} == ATTENTION
         and hasattr(module, "head_dim")
         and hasattr(module, "scaling")
         and getattr(module, "attn_logit_softcapping", None) is None
         and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
-        and all(parameter.dtype == torch.float32 for parameter in module.parameters())
+        and all(parameter.dtype in TOLERANCES for parameter in module.parameters())
     )
 
 
@@ -90,18 +92,20 @@ def fuse_attention(model: nn.Module) -> int:
     for module in modules:
         if "forward" in module.__dict__ or not is_rotary_attention(module):
             continue
-        device, width = module.o_proj.weight.device, module.o_proj.weight.shape[0]
+        weight = module.o_proj.weight
+        device, dtype, width = weight.device, weight.dtype, weight.shape[0]
         if device.type == "meta":  # no numbers to compare: `rlhf plan` counts what would be kept
             module.forward = partial(_forward, module)
             count += 1
             continue
         generator = torch.Generator().manual_seed(0)
-        x_BSH = torch.randn(2, 5, width, generator=generator).to(device)
+        x_BSH = torch.randn(2, 5, width, generator=generator).to(device, dtype)
         angles_BSD = torch.rand(1, 5, module.head_dim // 2, generator=generator).repeat(1, 1, 2).to(device)
-        positions = angles_BSD.cos(), angles_BSD.sin()
+        positions = angles_BSD.cos().to(dtype), angles_BSD.sin().to(dtype)
         expected = type(module).forward(module, x_BSH, positions, None)[0]
         found = _forward(module, x_BSH, positions)[0]
-        if torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item(), rtol=1e-5):
+        tolerance = TOLERANCES[dtype]
+        if torch.allclose(found, expected, atol=tolerance * expected.abs().max().item(), rtol=tolerance):
             module.forward = partial(_forward, module)
             count += 1
     return count

@@ -11,6 +11,7 @@ forward gives; every other decoder keeps its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,10 +36,10 @@ _agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 def decode_step(model: Any) -> DecodeStep | None:
     """A step for a causal LM with the weights it has now, None where its own forward must do."""
     decoder = model.get_decoder()
-    if _agrees.get(decoder) is False or not _recognised(decoder):
+    if _agrees.get(decoder) is False or not is_llama_kind(decoder, plain_weight):
         return None
     if decoder not in _agrees:
-        _agrees[decoder] = _probe(model, DecodeStep(decoder))
+        _agrees[decoder] = agrees(model, DecodeStep(decoder), tolerance=1e-4)
         if not _agrees[decoder]:
             return None
     return DecodeStep(decoder)
@@ -142,8 +143,9 @@ def _children(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}
 
 
-def _recognised(decoder: Any) -> bool:
-    """Whether all parts have the names and kinds that `DecodeStep` computes with."""
+def is_llama_kind(decoder: Any, weight_of: Callable[[Any], Any]) -> bool:
+    """Whether all parts have the names and kinds that a step computes with, and `weight_of` a weight of each linear
+    layer."""
     if _children(decoder) != _DECODER or type(decoder.embed_tokens) is not nn.Embedding:
         return False
     if not is_rms_norm(decoder.norm):
@@ -154,17 +156,18 @@ def _recognised(decoder: Any) -> bool:
         and is_gated_silu(layer.mlp)
         and is_rms_norm(layer.input_layernorm)
         and is_rms_norm(layer.post_attention_layernorm)
-        and all(plain_weight(getattr(layer.self_attn, name)) is not None for name in ATTENTION)
-        and all(
-            plain_weight(getattr(layer.mlp, f"{name}_proj")) is not None for name in ("gate", "up", "down")
-        )
+        and all(weight_of(getattr(layer.self_attn, name)) is not None for name in ATTENTION)
+        and all(weight_of(getattr(layer.mlp, f"{name}_proj")) is not None for name in ("gate", "up", "down"))
         for layer in decoder_layers(decoder)
     )
 
 
 @torch.no_grad()
-def _probe(model: Any, step: DecodeStep) -> bool:
-    """Whether two steps after a padded prompt give what the decoder's own forward gives, caches included."""
+def agrees(model: Any, step: Any, *, tolerance: float) -> bool:
+    """Whether two steps after a padded prompt give what the decoder's own forward gives, caches included.
+
+    tolerance: of the difference, as a share of the largest hidden state.
+    """
     decoder, device = model.get_decoder(), model.device
     generator = torch.Generator().manual_seed(0)
     tokens_BS = torch.randint(0, decoder.embed_tokens.num_embeddings, (2, 7), generator=generator).to(device)
@@ -190,7 +193,7 @@ def _probe(model: Any, step: DecodeStep) -> bool:
         expected_BH = forward(own, place, place + 1)
         arguments = tokens_BS[:, place], positions_BS[:, place : place + 1], mask_BS[:, : place + 1]
         found_BH, _ = step(*arguments, ours, None)
-        tolerance = 1e-4 * expected_BH.abs().max().item()
-        if not torch.allclose(found_BH, expected_BH, atol=tolerance, rtol=0):
+        atol = tolerance * expected_BH.abs().max().item()
+        if not torch.allclose(found_BH, expected_BH, atol=atol, rtol=0):
             return False
     return True

@@ -41,8 +41,14 @@ class RoomyLayer(DynamicLayer):
                 self._rooms[0][..., :start, :], self._rooms[1][..., :start, :] = self.keys, self.values
         self._rooms[0][..., start:end, :] = key_states
         self._rooms[1][..., start:end, :] = value_states
-        self._show(end)
+        self.show(end)
         return self.keys, self.values
+
+    @property
+    def rooms(self) -> list[Tensor]:
+        """All places for keys and for values [B, heads, capacity, head size], the empty ones too; none before the
+        first `update`."""
+        return self._rooms
 
     def append(self, keys_BKD: Tensor, values_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """One more token a row, after the first `update`. Gives all keys and values as [B * K, tokens, D]."""
@@ -51,7 +57,7 @@ class RoomyLayer(DynamicLayer):
             self.update(keys_BKD[:, :, None], values_BKD[:, :, None])
         else:
             self._rooms[0][:, :, end - 1], self._rooms[1][:, :, end - 1] = keys_BKD, values_BKD
-            self._show(end)
+            self.show(end)
         keys, values = (room.flatten(0, 1)[:, :end] for room in self._rooms)
         return keys, values
 
@@ -68,11 +74,14 @@ class RoomyLayer(DynamicLayer):
             self._rooms = [room[:count] for room in self._rooms]
         else:
             self._rooms = [torch.index_select(room, 0, indices) for room in self._rooms]
-        self._show(end)
+        self.show(end)
 
-    def _show(self, end: int) -> None:
+    def show(self, end: int) -> None:
+        """Count the first `end` places as filled."""
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)
 
     def _with_room(self, states: Tensor, end: int) -> Tensor:
         batch, heads, _, size = states.shape
-        return states.new_empty(batch, heads, max(self.capacity, end), size)
+        shape = batch, heads, max(self.capacity, end), size
+        # A step on static buffers multiplies by the empty places too, with weight 0: no NaN may lie there.
+        return states.new_zeros(shape) if states.is_cuda else states.new_empty(shape)

@@ -29,7 +29,7 @@ from rlhf.core.onednn import linear
 
 # The sums of one role: 256 MiB are 67 million adapted weights.
 MAX_MERGED_BYTES = 256 << 20
-# merged weight, bias, A, B, scaling
+# weight (merged, or the base's), bias, A, B, scaling
 Merged = tuple[Tensor, Tensor | None, Tensor, Tensor, float]
 
 
@@ -58,22 +58,53 @@ class _AddedLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scaling = scaling
-        y = nn.functional.linear(x, weight, bias)
-        low_NR = x.flatten(0, -2) @ a.to(x.dtype).T
-        y.view(-1, y.shape[-1]).addmm_(low_NR, b.to(x.dtype).T, alpha=scaling)
+        y, *kept = added(x, weight, bias, a, b, scaling)
+        ctx.save_for_backward(x, weight, *kept)
+        ctx.scaling, ctx.dtype = scaling, a.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = grad @ weight
-            low_NR = grad.flatten(0, -2) @ b.to(grad.dtype)
-            dx.view(-1, dx.shape[-1]).addmm_(low_NR, a.to(grad.dtype), alpha=ctx.scaling)
-        return dx, None, None, *adapter_gradients(grad, x, a, b, ctx.scaling), None
+        x, weight, *kept = ctx.saved_tensors
+        dx, da, db = added_gradients(
+            grad, x, weight, *kept, ctx.scaling, ctx.dtype, with_input=ctx.needs_input_grad[0]
+        )
+        return dx, None, None, da, db, None
+
+
+def added(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x weight^T + bias + scaling (x a^T) b^T, and what its gradients need beside x and the weight: x a^T [N, R], a
+    and b in x's dtype). No gradient passes."""
+    a, b = a.to(x.dtype), b.to(x.dtype)
+    y = nn.functional.linear(x, weight, bias)
+    low_NR = x.flatten(0, -2) @ a.T
+    y.view(-1, y.shape[-1]).addmm_(low_NR, b.T, alpha=scaling)
+    return y, low_NR, a, b
+
+
+def added_gradients(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    low_NR: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    *,
+    with_input: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of `added` for x (None unless with_input), and for a and b in the dtype in which they are trained."""
+    grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
+    back_NR = grad_NO @ b
+    dx = None
+    if with_input:
+        dx = grad @ weight
+        dx.view(-1, dx.shape[-1]).addmm_(back_NR, a, alpha=scaling)
+    da_RI, db_RO = back_NR.T @ x_NI, low_NR.T @ grad_NO
+    return dx, da_RI.to(dtype) * scaling, db_RO.T.to(dtype) * scaling
 
 
 def adapter_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -126,8 +157,7 @@ def _forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return type(module).forward(module, x, *args, **kwargs)
     plain = _merged_arguments(module, name, x)
     if plain is None:
-        base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
-        return _AddedLinear.apply(x, base.weight, base.bias, a, b, module.scaling[name])
+        return _AddedLinear.apply(x, *_added_arguments(module, name))
     if not torch.is_grad_enabled():
         return linear(x, plain[0], plain[1])
     return _MergedLinear.apply(x, *plain)
@@ -137,6 +167,19 @@ def plain_lora(module: Any, x: Tensor) -> Merged | None:
     """The arguments of a layer that would compute with its merged weight, else None."""
     name = _only_adapter(module, x) if hasattr(module, "merged_weight") else None
     return _merged_arguments(module, name, x) if name is not None else None
+
+
+def added_lora(module: Any, x: Tensor) -> Merged | None:
+    """The arguments of a layer that would add its two paths, the base's weight in place of the sum; else None."""
+    name = _only_adapter(module, x) if hasattr(module, "merged_weight") else None
+    if name is None or _merged_arguments(module, name, x) is not None:
+        return None
+    return _added_arguments(module, name)
+
+
+def _added_arguments(module: Any, name: str) -> Merged:
+    base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
+    return base.weight, base.bias, a, b, module.scaling[name]
 
 
 def forget_merged(module: Any) -> None:

@@ -57,11 +57,16 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor | None]]:
 
 
 def plain_weight(layer: Any) -> tuple[Tensor, Tensor | None] | None:
-    """(the weight [O, I] that a linear layer multiplies by, its bias), None where `FewRows` cannot stand for it."""
-    plain: tuple[Tensor, Tensor | None] | None = None
+    """`weight_of` where `FewRows` can stand for the layer, else None."""
+    plain = weight_of(layer)
+    return plain if plain is not None and onednn.suits(plain[0]) else None
+
+
+def weight_of(layer: Any) -> tuple[Tensor, Tensor | None] | None:
+    """(the weight [O, I] that a linear layer multiplies by, its bias), None where it does more, or by other numbers."""
     if isinstance(layer, LoraLayer):
         merged = plain_lora(layer, layer.get_base_layer().weight)
-        plain = merged[:2] if merged is not None else None
-    elif onednn.is_plain_linear(layer):
-        plain = layer.weight, layer.bias
-    return plain if plain is not None and onednn.suits(plain[0]) else None
+        return merged[:2] if merged is not None else None
+    if onednn.is_plain_linear(layer) and type(layer.weight) in (Tensor, nn.Parameter):
+        return layer.weight, layer.bias
+    return None

@@ -25,6 +25,7 @@ from rlhf.core.packed import packed
 from rlhf.core.randomness import uniforms
 from rlhf.core.reference_engine import generate
 from rlhf.core.settings import SamplingSettings
+from rlhf.core.static_step import StaticStep, static_step
 from rlhf.core.virtual_tokens import has_virtual_tokens
 from rlhf.core.vocabulary import OutputHead
 
@@ -184,7 +185,7 @@ class _Decoding:
         self.cache = key_value_cache(model.config, self.width + settings.max_completion_tokens)
         self.ends_E = torch.tensor(list(end_token_ids), dtype=torch.int64, device=self.device)
         self.capture_layer = capture_layer
-        self._step: DecodeStep | None = None
+        self._step: DecodeStep | StaticStep | None = None
         self._captured: Tensor | None = None
         self._states: Tensor | None = None
 
@@ -197,7 +198,7 @@ class _Decoding:
             hook = layer.register_forward_hook(self._capture)
         try:
             prefilled = self._prefill()
-            self._step = decode_step(self.model)
+            self._step = static_step(self.model) or decode_step(self.model)
             # With a step of its own the decoder's weights are arranged there.
             with packed(self.model if self._step is None else self.head.linear):
                 self._decode(*prefilled, on_step)
@@ -243,10 +244,14 @@ class _Decoding:
             if last:
                 break
             # Finished rows leave when the others are a number that products are made for.
-            num_kept = handy_rows(num_alive)
+            step = self._step if isinstance(self._step, StaticStep) else None
+            num_kept = step.handy_rows(num_alive) if step else handy_rows(num_alive)
             if num_kept < len(rows_B):
                 keep = _closed_ranks(alive_B, num_kept)
-                self.cache.batch_select_indices(keep)
+                if step:
+                    step.keep_rows(self.cache, keep)
+                else:
+                    self.cache.batch_select_indices(keep)
                 mask_BS = mask_BS[keep] if mask_BS is not None else None
                 hidden_BH, positions_B1, rows_B = hidden_BH[keep], positions_B1[keep], rows_B[keep]
                 alive_B = alive_B[keep]

@@ -1,7 +1,8 @@
 """How fast and how lean is PPO here, beside TRL's PPOTrainer (the last release that had one, 1.12.0)?
 
     python scripts/prove/bench_ppo.py [--rounds 3] [--markdown FILE]
-    python scripts/prove/bench_ppo.py --device cuda --dtype bfloat16 --shape qwen2.5-0.5b --prompt 256 --completion 256
+    python scripts/prove/bench_ppo.py --parts speed --device cuda --dtype bfloat16 --shape qwen2.5-0.5b \
+        --prompt 256 --completion 256
 
 The first run makes an environment for the peer (--peer-env) with trl 1.12.0 and our versions of torch, transformers,
 peft and accelerate. Both sides then run in turn, each measurement in a process of its own, on the same random
@@ -45,9 +46,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name.replace("-", "_")))
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of the speed and reward parts")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
+    parser.add_argument("--rows", default="all,top,mixed", help="of the speed part, comma-separated")
     parser.add_argument("--iterations", type=int, default=24, help="of the reward part")
     parser.add_argument("--goal", type=float, default=0.75, help="held-out reward whose seconds are told")
     parser.add_argument("--peer-env", type=Path, default=peer.default_folder())
+    parser.add_argument(
+        "--peer-python", type=Path, help="an interpreter that has the peer already; no environment is made"
+    )
     parser.add_argument("--no-peer", action="store_true", help="ours alone")
     parser.add_argument("--no-kinder", action="store_true", help="leave out the rows that help the peer")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "build" / "bench")
@@ -85,7 +90,7 @@ def make_plan(options: argparse.Namespace, base: Case) -> list[plan.Measurement]
     measurements: list[plan.Measurement] = []
     rounds = 1 if options.quick else options.rounds
     if "speed" in options.parts:
-        measurements += plan.speed_plan(base, rounds, kinder=not options.no_kinder)
+        measurements += plan.speed_plan(base, rounds, options.rows.split(","), kinder=not options.no_kinder)
     if "reward" in options.parts:
         measurements += plan.reward_plan(base, rounds, 4 if options.quick else options.iterations)
     if "scaling" in options.parts:
@@ -114,7 +119,8 @@ def main(argv: list[str]) -> int:
     measurements = make_plan(options, base)
     pythons = {plan.OURS: sys.executable}
     if not options.no_peer:
-        pythons[plan.THEIRS] = str(peer.make_environment(options.peer_env, REPOSITORY / "requirements.lock"))
+        lock = REPOSITORY / "requirements.lock"
+        pythons[plan.THEIRS] = str(options.peer_python or peer.make_environment(options.peer_env, lock))
     models = options.results / "models"
     write_model(base.shape, models / base.shape, dtype=base.dtype)
     complete = plan.run_all(measurements, pythons, models, results_folder, budget_s=options.budget_s)

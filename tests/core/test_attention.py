@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -56,8 +57,21 @@ def test_values_and_gradients_are_the_models_own(load_tiny: LoadTiny, architectu
         torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5 * own.abs().max().item())
 
 
-def test_bf16_keeps_its_own(load_tiny: LoadTiny) -> None:
-    assert fuse_attention(load_tiny("llama", dtype="bfloat16").model) == 0
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_in_bf16_it_is_as_near_to_the_exact_numbers_as_the_models_own(
+    load_tiny: LoadTiny, architecture: str
+) -> None:
+    tokens_BS = torch.arange(5, 45).reshape(2, 20)
+
+    def logits(model: Any) -> Tensor:
+        with torch.no_grad():
+            return model(tokens_BS).logits.float()
+
+    exact = logits(load_tiny(architecture).model)
+    model = load_tiny(architecture, dtype="bfloat16").model
+    own = logits(model)
+    assert fuse_attention(model) == 4
+    assert (logits(model) - exact).norm() <= 1.2 * (own - exact).norm() + 1e-3 * exact.norm()
 
 
 def test_dropout_in_training_is_the_models_own(load_tiny: LoadTiny) -> None:

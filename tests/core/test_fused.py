@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlhf.core.backbone import Backbone
 from rlhf.core.fused import fuse
+from rlhf.core.settings import LoraSettings
 
 LoadTiny = Callable[..., Backbone]
 # What is changed in the four layers of each: norms a layer, gated MLPs a layer, norms at the end.
@@ -98,5 +99,42 @@ def test_a_module_that_only_looks_the_part_is_left_alone(load_tiny: LoadTiny) ->
     assert len(changed(model)) == 4 * 3 + 1 - 2
 
 
-def test_bf16_norms_and_mlps_are_left_alone(load_tiny: LoadTiny) -> None:
-    assert fuse(load_tiny().model.bfloat16()) == 0
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_in_bf16_they_are_as_near_to_the_exact_numbers_as_the_modules_own(
+    load_tiny: LoadTiny, architecture: str
+) -> None:
+    exact, model = load_tiny(architecture).model, load_tiny(architecture, dtype="bfloat16").model
+    assert fuse(model) == fuse(load_tiny(architecture).model)
+    modules = dict(exact.named_modules())
+    for name, module in changed(model).items():
+        width = next(module.parameters()).shape[-1]
+        x = 3 * torch.randn((2, 7, width), generator=torch.Generator().manual_seed(0)).bfloat16()
+        wanted = value_and_gradient(modules[name], x.float())
+        own = value_and_gradient(lambda x, m=module: type(m).forward(m, x), x)
+        for found, plain, truth in zip(value_and_gradient(module, x), own, wanted, strict=True):
+            assert found.dtype == torch.bfloat16
+            error, plain_error = ((t.float() - truth).norm() / truth.norm() for t in (found, plain))
+            assert error <= 1.2 * plain_error + 1e-3, name
+
+
+def test_an_mlp_whose_down_projection_adds_its_paths_gives_pefts_gradients(load_tiny: LoadTiny) -> None:
+    """bf16: LoRA on all three; gate and up are all that is kept of their width."""
+    backbone = load_tiny(dtype="bfloat16")
+    role = backbone.add_role("policy", LoraSettings(r=4, alpha=8), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in role.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    mlp = role.causal_lm.get_decoder().layers[2].mlp
+    x = torch.randn(2, 7, backbone.hidden_size, generator=generator).bfloat16()
+    adapters = [p for p in mlp.parameters() if p.requires_grad]
+    results = []
+    for forward in (mlp, lambda x: type(mlp).forward(mlp, x)):
+        for parameter in adapters:
+            parameter.grad = None
+        results.append([*value_and_gradient(forward, x), *(p.grad.clone() for p in adapters)])
+    assert "GatedDownAdded" in type(mlp(x.requires_grad_()).grad_fn).__name__
+    assert len(adapters) == 6
+    for found, expected in zip(*results, strict=True):
+        found, expected = found.float(), expected.float()
+        assert (found - expected).norm() <= 2e-2 * expected.norm()

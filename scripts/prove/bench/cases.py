@@ -52,6 +52,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape("llama", 32, 2, 64, 4, 4, 64, False),
+    "tiny-qwen2": Shape("qwen2", 64, 4, 96, 4, 2, 64, True),
     "llama-5m": Shape("llama", 256, 4, 688, 4, 4, 4096, False),
     "llama-14m": Shape("llama", 384, 6, 1024, 6, 6, 4096, False),
     "llama-40m": Shape("llama", 576, 9, 1536, 9, 9, 4096, False),

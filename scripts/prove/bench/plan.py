@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class Measurement:
         return f"{self.part}-{self.label}-{self.side}-{self.round}.json"
 
 
-def speed_plan(base: Case, rounds: int, *, kinder: bool) -> Iterator[Measurement]:
+def speed_plan(base: Case, rounds: int, labels: Sequence[str], *, kinder: bool) -> Iterator[Measurement]:
     """Ours and theirs in turn on every row. kinder: also rows in which the peer is helped beyond its documentation."""
     rows = {
         "all": replace(base, share=1.0),
@@ -45,7 +45,8 @@ def speed_plan(base: Case, rounds: int, *, kinder: bool) -> Iterator[Measurement
         "all-keep-freed": replace(rows["all"], keep_freed=True),
     }
     for number in range(rounds):
-        for label, case in rows.items():
+        for label in labels:
+            case = rows[label]
             for side in (OURS, THEIRS):
                 yield Measurement("speed", label, side, case, number)
         if kinder:
@@ -126,8 +127,9 @@ def run_one(measurement: Measurement, python: str, model: Path, results: Path) -
     case = measurement.case
     case_file, result_file = results / f"case-{measurement.file}", results / measurement.file
     save(case, case_file)
+    paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
     environment = dict(os.environ) | {
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "OMP_NUM_THREADS": str(case.threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
