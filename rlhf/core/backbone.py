@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +25,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM
-from peft.tuners.ia3 import IA3Layer
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -44,7 +42,7 @@ from rlhf.core.decoder import decoder_layers, linear_names, share_clone, split_d
 from rlhf.core.errors import ConfigError, ModelError
 from rlhf.core.fused import fuse
 from rlhf.core.lora import speed_up
-from rlhf.core.merging import merged_module
+from rlhf.core.merging import MergedCopy
 from rlhf.core.processes import Processes
 from rlhf.core.quantization import is_quantized, keep_bytes, loading_options
 from rlhf.core.randomness import derived_seed
@@ -205,6 +203,7 @@ class Backbone:
         self.hidden_size = int(text_config.hidden_size)
         self.vocab_size = int(text_config.vocab_size)
         self.head = OutputHead.of(model)
+        self._copies: dict[str, MergedCopy] = {}
         self.roles: dict[str, Role] = {REFERENCE: Role(REFERENCE, model, None, None, self.num_layers)}
         self._trunk: Any = None
         # The lowest adapted layer, once `enable_trunk` has found the split exact.
@@ -435,6 +434,18 @@ class Backbone:
             return chosen.model
         return chosen.causal_lm if chosen.holds_merged else self.merged(role)
 
+    @contextmanager
+    def sampling(self, role: str) -> Iterator[Any]:
+        """`sampling_model` for as long as this lasts; a merged copy gives its memory back and is used again."""
+        chosen = self.roles[role]
+        if chosen.prompted or chosen.holds_merged or chosen.lora is None or not self._mergeable:
+            yield self.sampling_model(role)
+            return
+        if role not in self._copies:
+            self._copies[role] = MergedCopy(chosen.causal_lm)
+        with self._copies[role].filled() as model:
+            yield model
+
     def merged(self, role: str) -> Any:
         """A causal LM with the role's adapter folded in, for sampling; throw it away afterwards.
 
@@ -447,16 +458,16 @@ class Backbone:
             return chosen.causal_lm
         if chosen.prompted:
             raise ValueError(f"role {role!r} is virtual tokens, which no weight can hold")
-        # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
+        if self._mergeable:
+            return MergedCopy(chosen.causal_lm).fill()
         clone = share_clone(chosen.causal_lm).eval()
         if is_sharded(clone):
             clone.get_decoder().register_forward_pre_hook(lambda *_: self.lockstep.turn(WHOLE))
-        if is_quantized(clone) or is_sharded(clone):
-            return clone
-        for name, module in list(clone.named_modules()):
-            if isinstance(module, LoraLayer | IA3Layer):
-                clone.set_submodule(name, merged_module(module))
         return clone
+
+    @property
+    def _mergeable(self) -> bool:
+        return not (is_quantized(self.model) or is_sharded(self.model))
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str = "cpu") -> Tensor:

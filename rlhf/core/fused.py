@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.core.lora import adapter_gradients, added, added_gradients, added_lora, plain_lora
+from rlhf.core.lora import Lowered, adapter_gradients, added, added_gradients, added_lora, plain_lora
 from rlhf.core.onednn import linear, module_forward, suits
 
 # Numbers these forwards compute with, and by how much of the largest they may differ from the original's.
@@ -102,19 +102,19 @@ class _GatedDownAdded(torch.autograd.Function):
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
-        scaling: float,
+        lowered: Lowered,
     ) -> Tensor:
-        y, *kept = added(nn.functional.silu(gate).mul_(up), weight, bias, a, b, scaling)
-        ctx.save_for_backward(gate, up, weight, *kept)
-        ctx.scaling, ctx.dtype = scaling, a.dtype
+        y, low_NR = added(nn.functional.silu(gate).mul_(up), weight, bias, lowered)
+        ctx.save_for_backward(gate, up, weight, low_NR)
+        ctx.lowered, ctx.dtype = lowered, a.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        gate, up, weight, *kept = ctx.saved_tensors
+        gate, up, weight, low_NR = ctx.saved_tensors
         activated = nn.functional.silu(gate)
         inner, *adapter = added_gradients(
-            grad, activated * up, weight, *kept, ctx.scaling, ctx.dtype, with_input=True
+            grad, activated * up, weight, low_NR, ctx.lowered, ctx.dtype, with_input=True
         )
         assert inner is not None
         dup = activated.mul_(inner)

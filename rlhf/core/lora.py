@@ -6,7 +6,7 @@ it is one operation that keeps only its input (shared by q, k and v, by gate and
     fp32   y = x (W + s B A)^T. The sum is formed anew when A or B has changed, that is once per optimizer step,
            and the sampler decodes with the same numbers.
     else   y = x W^T + s (x A^T) B^T: in bf16 the sum would round small updates away. So too in fp32 where the
-           sums of a role would take more than MAX_MERGED_BYTES.
+           sums of a role would take more than MAX_MERGED_BYTES. A and B are brought to x's dtype once a step.
 
 Gradients go to x, A and B only: the base is frozen. Layers that are not plain (dropout at work, a quantised or
 transposed base, several adapters) keep peft's own forward.
@@ -14,8 +14,10 @@ transposed base, several adapters) keep peft's own forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -29,7 +31,8 @@ from rlhf.core.onednn import linear
 
 # The sums of one role: 256 MiB are 67 million adapted weights.
 MAX_MERGED_BYTES = 256 << 20
-# weight (merged, or the base's), bias, A, B, scaling
+T = TypeVar("T")
+# merged weight, bias, A, B, scaling
 Merged = tuple[Tensor, Tensor | None, Tensor, Tensor, float]
 
 
@@ -56,32 +59,46 @@ class _AddedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, lowered: Lowered
     ) -> Tensor:
-        y, *kept = added(x, weight, bias, a, b, scaling)
-        ctx.save_for_backward(x, weight, *kept)
-        ctx.scaling, ctx.dtype = scaling, a.dtype
+        y, low_NR = added(x, weight, bias, lowered)
+        ctx.save_for_backward(x, weight, low_NR)
+        ctx.lowered, ctx.dtype = lowered, a.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, weight, *kept = ctx.saved_tensors
-        dx, da, db = added_gradients(
-            grad, x, weight, *kept, ctx.scaling, ctx.dtype, with_input=ctx.needs_input_grad[0]
-        )
+        x, weight, low_NR = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0]
+        dx, da, db = added_gradients(grad, x, weight, low_NR, ctx.lowered, ctx.dtype, with_input=wanted)
         return dx, None, None, da, db, None
 
 
-def added(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x weight^T + bias + scaling (x a^T) b^T, and what its gradients need beside x and the weight: x a^T [N, R], a
-    and b in x's dtype). No gradient passes."""
-    a, b = a.to(x.dtype), b.to(x.dtype)
+@dataclass(frozen=True)
+class Lowered:
+    """An adapter in the numbers of its base, each matrix [R, I] and [O, R] as it is and scaled: what a product is to be
+    multiplied by is in one of its factors."""
+
+    a: Tensor
+    b: Tensor
+    scaled_a: Tensor
+    scaled_b: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype) -> Lowered:
+        return cls(a.to(dtype), b.to(dtype), (a * scaling).to(dtype), (b * scaling).to(dtype))
+
+
+# the base's weight, bias, A, B, and the two as they are multiplied by
+Added = tuple[Tensor, Tensor | None, Tensor, Tensor, Lowered]
+
+
+def added(x: Tensor, weight: Tensor, bias: Tensor | None, lowered: Lowered) -> tuple[Tensor, Tensor]:
+    """(x weight^T + bias + scaling (x a^T) b^T, and scaling x a^T [N, R] for its gradients). No gradient passes."""
     y = nn.functional.linear(x, weight, bias)
-    low_NR = x.flatten(0, -2) @ a.T
-    y.view(-1, y.shape[-1]).addmm_(low_NR, b.T, alpha=scaling)
-    return y, low_NR, a, b
+    low_NR = x.flatten(0, -2) @ lowered.scaled_a.T
+    y.view(-1, y.shape[-1]).addmm_(low_NR, lowered.b.T)
+    return y, low_NR
 
 
 def added_gradients(
@@ -89,22 +106,26 @@ def added_gradients(
     x: Tensor,
     weight: Tensor,
     low_NR: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scaling: float,
+    lowered: Lowered,
     dtype: torch.dtype,
     *,
     with_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of `added` for x (None unless with_input), and for a and b in the dtype in which they are trained."""
     grad_NO, x_NI = grad.flatten(0, -2), x.flatten(0, -2)
-    back_NR = grad_NO @ b
+    back_NR = grad_NO @ lowered.scaled_b
     dx = None
     if with_input:
         dx = grad @ weight
-        dx.view(-1, dx.shape[-1]).addmm_(back_NR, a, alpha=scaling)
-    da_RI, db_RO = back_NR.T @ x_NI, low_NR.T @ grad_NO
-    return dx, da_RI.to(dtype) * scaling, db_RO.T.to(dtype) * scaling
+        dx.view(-1, dx.shape[-1]).addmm_(back_NR, lowered.a)
+    return dx, _product(back_NR.T, x_NI, dtype), _product(low_NR.T, grad_NO, dtype).T
+
+
+def _product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """x y in another dtype than theirs: on a GPU the sums are never rounded to theirs."""
+    if x.dtype == dtype:
+        return x @ y
+    return torch.mm(x, y, out_dtype=dtype) if x.is_cuda else (x @ y).to(dtype)
 
 
 def adapter_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
@@ -116,29 +137,30 @@ def adapter_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: fl
     return da_RI.to(a.dtype) * scaling, db_RO.T.to(b.dtype) * scaling
 
 
-class _Merged:
-    """The sum of one layer's weight and its update, as of the adapter weights that it was formed from."""
+class _Kept(Generic[T]):
+    """Something formed from a layer's weights, as of the weights that it was formed from."""
 
     def __init__(self) -> None:
-        self._of: tuple[float, ...] = ()
+        self._of: tuple[Any, ...] = ()
         self._tensors: tuple[Tensor, ...] = ()
-        self._sum: Tensor | None = None
+        self._value: T | None = None
 
     @torch.no_grad()
-    def of(self, base: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def of(self, tensors: tuple[Tensor, ...], form: Callable[[], T], *numbers: Any) -> T:
+        """`form()`, which needs these tensors and numbers, called only when one of them has changed."""
         # Every change in place raises a tensor's version, the optimizer's and a checkpoint's alike; only what is
         # written through `.data` is not seen.
-        of = (id(base), base._version, id(a), a._version, id(b), b._version, scaling)
-        if self._sum is None or of != self._of:
-            self._sum, self._of = torch.addmm(base, b, a, alpha=scaling), of
-            self._tensors = (base, a, b)  # held, so that no other tensor can come by their ids
-        return self._sum
+        of = (*(number for t in tensors for number in (id(t), t._version)), *numbers)
+        if self._value is None or of != self._of:
+            self._value, self._of = form(), of
+            self._tensors = tensors  # held, so that no other tensor can come by their ids
+        return self._value
 
     def forget(self) -> None:
-        self._sum, self._of, self._tensors = None, (), ()
+        self._value, self._of, self._tensors = None, (), ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Merged:
-        return _Merged()
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept[T]:
+        return _Kept()
 
 
 def _raise_versions(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -157,7 +179,7 @@ def _forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return type(module).forward(module, x, *args, **kwargs)
     plain = _merged_arguments(module, name, x)
     if plain is None:
-        return _AddedLinear.apply(x, *_added_arguments(module, name))
+        return _AddedLinear.apply(x, *_added_arguments(module, name, x.dtype))
     if not torch.is_grad_enabled():
         return linear(x, plain[0], plain[1])
     return _MergedLinear.apply(x, *plain)
@@ -169,17 +191,19 @@ def plain_lora(module: Any, x: Tensor) -> Merged | None:
     return _merged_arguments(module, name, x) if name is not None else None
 
 
-def added_lora(module: Any, x: Tensor) -> Merged | None:
-    """The arguments of a layer that would add its two paths, the base's weight in place of the sum; else None."""
+def added_lora(module: Any, x: Tensor) -> Added | None:
+    """The arguments of a layer that would add its two paths, else None."""
     name = _only_adapter(module, x) if hasattr(module, "merged_weight") else None
     if name is None or _merged_arguments(module, name, x) is not None:
         return None
-    return _added_arguments(module, name)
+    return _added_arguments(module, name, x.dtype)
 
 
-def _added_arguments(module: Any, name: str) -> Merged:
+def _added_arguments(module: Any, name: str, dtype: torch.dtype) -> Added:
     base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
-    return base.weight, base.bias, a, b, module.scaling[name]
+    scaling = module.scaling[name]
+    lowered = module.lowered.of((a, b), lambda: Lowered.of(a, b, scaling, dtype), scaling, dtype)
+    return base.weight, base.bias, a, b, lowered
 
 
 def forget_merged(module: Any) -> None:
@@ -193,7 +217,10 @@ def _merged_arguments(module: Any, name: str, x: Tensor) -> Merged | None:
         return None
     base, a, b = module.base_layer, module.lora_A[name].weight, module.lora_B[name].weight
     scaling = module.scaling[name]
-    return module.merged_weight.of(base.weight, a, b, scaling), base.bias, a, b, scaling
+    merged = module.merged_weight.of(
+        (base.weight, a, b), lambda: torch.addmm(base.weight, b, a, alpha=scaling), scaling
+    )
+    return merged, base.bias, a, b, scaling
 
 
 def _only_adapter(module: Any, x: Tensor) -> str | None:
@@ -223,7 +250,8 @@ def speed_up(model: nn.Module) -> bool:
     size = sum(m.base_layer.weight.numel() * m.base_layer.weight.element_size() for m in plain)
     keep = size <= MAX_MERGED_BYTES
     for module in plain:
-        module.merged_weight = _Merged() if keep else None
+        module.merged_weight = _Kept() if keep else None
+        module.lowered = _Kept()
         module.forward = partial(_forward, module)
     fp32 = all(m.base_layer.weight.dtype == torch.float32 for m in plain)
     return keep and fp32 and len(plain) == len(layers)

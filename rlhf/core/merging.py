@@ -1,15 +1,47 @@
-"""One adapted layer as an ordinary one: new tensors, the base's stay as they are."""
+"""Adapted layers as ordinary ones: new tensors, the base's stay as they are."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.tuners.ia3 import IA3Layer
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from rlhf.core.decoder import share_clone
+
+
+class MergedCopy:
+    """A copy of a model whose adapted layers are ordinary ones, with the adapters of the moment in their weights.
+
+    Only the adapted matrices are new tensors, and they are there within `filled` only: copying the modules takes longer
+    than forming the weights, so one copy serves for many rollouts.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # In eval mode throughout: a layer that checkpoints its gradients would drop the key/value cache.
+        self.model: Any = share_clone(model).eval()
+        sources = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer | IA3Layer)]
+        self._sources = sources
+
+    def fill(self) -> Any:
+        """The model with the weights as they are now."""
+        for name, source in self._sources:
+            self.model.set_submodule(name, merged_module(source))
+        return self.model
+
+    @contextmanager
+    def filled(self) -> Iterator[Any]:
+        """`fill`, and afterwards the memory is given back."""
+        try:
+            yield self.fill()
+        finally:
+            for name, _ in self._sources:
+                self.model.set_submodule(name, nn.Identity())
 
 
 def merged_module(module: Any) -> nn.Module:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlhf.core.attention import turn
@@ -27,8 +26,6 @@ from rlhf.core.packed import weight_of
 
 # Whether the probe of a decoder agreed, by its embedding: copies with a merged adapter share it.
 _agrees = WeakTensorKeyDictionary()
-# Both work within a graph for one query over a masked cache.
-_KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Rotary angles that depend on how long the text is have no table.
 _GROWING = ("dynamic", "longrope")
 
@@ -139,15 +136,12 @@ class StaticStep:
         cos_B1D, sin_B1D = (angles_SD[graph.positions_B1] for angles_SD in self._angles)
         columns_S = torch.arange(graph.rooms[0][0].shape[2], device=x_BH.device)
         hidden_BS = (columns_S > graph.column_1) | (columns_S < graph.column_1 - graph.positions_B1)
-        mask_B11S = torch.zeros_like(hidden_BS, dtype=x_BH.dtype).masked_fill_(hidden_BS, float("-inf"))[
-            :, None, None
-        ]
+        mask_BS = torch.zeros_like(hidden_BS, dtype=torch.float32).masked_fill_(hidden_BS, float("-inf"))
         captured_BH = None
-        with sdpa_kernel(_KERNELS):
-            for number, (layer, room) in enumerate(zip(self._layers, graph.rooms, strict=True)):
-                if number == capture_layer:
-                    captured_BH = x_BH.clone()
-                layer(x_BH, cos_B1D, sin_B1D, mask_B11S, graph.column_1, room)
+        for number, (layer, room) in enumerate(zip(self._layers, graph.rooms, strict=True)):
+            if number == capture_layer:
+                captured_BH = x_BH.clone()
+            layer(x_BH, cos_B1D, sin_B1D, mask_BS[:, None], graph.column_1, room)
         return _normed(self._decoder.norm, x_BH), captured_BH
 
 
@@ -167,9 +161,9 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.before, self.between = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = [weight_of(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        self.out, self.down = weight_of(attention.o_proj), weight_of(mlp.down_proj)
-        self.gate, self.up = weight_of(mlp.gate_proj), weight_of(mlp.up_proj)
+        self.qkv = [_weight(part) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        self.out, self.down = _weight(attention.o_proj), _weight(mlp.down_proj)
+        self.gate, self.up = _weight(mlp.gate_proj), _weight(mlp.up_proj)
         self.head_size, self.scaling = attention.head_dim, attention.scaling
 
     def __call__(
@@ -177,7 +171,7 @@ class _Layer:
         x_BH: Tensor,
         cos_B1D: Tensor,
         sin_B1D: Tensor,
-        mask_B11S: Tensor,
+        mask_B1S: Tensor,
         column_1: Tensor,
         room: list[Tensor],
     ) -> None:
@@ -189,28 +183,38 @@ class _Layer:
         keys_BKSD, values_BKSD = room
         keys_BKSD.index_copy_(2, column_1, turn(keys_BKD, cos_B1D, sin_B1D)[:, :, None])
         values_BKSD.index_copy_(2, column_1, values_BKD[:, :, None])
-        # Query heads that share a key head are the queries of one attention.
-        queries_BKGD = turn(queries_BAD, cos_B1D, sin_B1D).view(
-            len(x_BH), keys_BKSD.shape[1], -1, self.head_size
+        # Query heads that share a key head are the rows of one product: kernels of attention are made for more.
+        num_queries = queries_BAD.shape[1]
+        queries_NGD = turn(queries_BAD, cos_B1D, sin_B1D).view(
+            -1, num_queries // keys_BKSD.shape[1], self.head_size
         )
-        mixed_BKGD = nn.functional.scaled_dot_product_attention(
-            queries_BKGD,
-            keys_BKSD,
-            values_BKSD,
-            attn_mask=mask_B11S.expand(*queries_BKGD.shape[:3], -1),
-            scale=self.scaling,
-        )
-        _add_product(x_BH, mixed_BKGD.reshape(len(x_BH), -1), self.out)
+        scores_BAS = _scores(queries_NGD, keys_BKSD.flatten(0, 1)).view(len(x_BH), num_queries, -1)
+        weights_BAS = torch.softmax(torch.add(mask_B1S, scores_BAS, alpha=self.scaling), -1).to(x_BH.dtype)
+        mixed_NGD = torch.bmm(weights_BAS.view(*queries_NGD.shape[:2], -1), values_BKSD.flatten(0, 1))
+        _add_product(x_BH, mixed_NGD.view(len(x_BH), -1), self.out)
         normed_BH = _normed(self.between, x_BH)
         gate_BI, up_BI = (nn.functional.linear(normed_BH, *part) for part in (self.gate, self.up))
         _add_product(x_BH, nn.functional.silu(gate_BI).mul_(up_BI), self.down)
+
+
+def _weight(layer: Any) -> tuple[Tensor, Tensor | None]:
+    found = weight_of(layer)
+    assert found is not None, "static_step has asked is_llama_kind"
+    return found
+
+
+def _scores(queries_NGD: Tensor, keys_NSD: Tensor) -> Tensor:
+    """[N, G, S] in fp32: in bf16 a large score would be rounded by more than its neighbours differ."""
+    if queries_NGD.is_cuda and queries_NGD.dtype != torch.float32:
+        return torch.bmm(queries_NGD, keys_NSD.transpose(1, 2), out_dtype=torch.float32)
+    return torch.bmm(queries_NGD.float(), keys_NSD.float().transpose(1, 2))
 
 
 def _normed(norm: Any, x_BH: Tensor) -> Tensor:
     return nn.functional.rms_norm(x_BH, x_BH.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
-def _add_product(y_BO: Tensor, x_BI: Tensor, part: Any) -> None:
+def _add_product(y_BO: Tensor, x_BI: Tensor, part: tuple[Tensor, Tensor | None]) -> None:
     weight_OI, bias_O = part
     y_BO.addmm_(x_BI, weight_OI.T)
     if bias_O is not None:

@@ -131,17 +131,18 @@ def _draw(
 ) -> list[Sampled]:
     """Sample, and keep the trunk states and values that the sampler has at hand anyway."""
     head = backbone.roles[POLICY].head
-    return sample(
-        backbone.sampling_model(POLICY),
-        requests,
-        config.sampling,
-        end_token_ids=stop.token_ids,
-        ended_by_text=stop.ended_by_text,
-        seed=seed,
-        capture_layer=backbone.first_top_layer,
-        read=None if head is None else lambda hidden_BH: head(hidden_BH.float()).squeeze(1),
-        on_step=check,
-    )
+    with backbone.sampling(POLICY) as model:
+        return sample(
+            model,
+            requests,
+            config.sampling,
+            end_token_ids=stop.token_ids,
+            ended_by_text=stop.ended_by_text,
+            seed=seed,
+            capture_layer=backbone.first_top_layer,
+            read=None if head is None else lambda hidden_BH: head(hidden_BH.float()).squeeze(1),
+            on_step=check,
+        )
 
 
 def make_targets(batch: RolloutBatch, scale: ScoreScale, config: PPOConfig, kl_coef: float) -> Targets:

@@ -42,7 +42,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shape", choices=SHAPES, default=default.shape)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default=default.dtype)
-    for name in ("threads", "batch", "prompt", "completion", "micro-rows", "epochs", "minibatches", "timed"):
+    numbers = "threads batch prompt completion micro-rows epochs minibatches warmup timed phased"
+    for name in numbers.split():
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name.replace("-", "_")))
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of the speed and reward parts")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
@@ -82,7 +83,9 @@ def base_case(options: argparse.Namespace) -> Case:
         micro_rows=options.micro_rows,
         epochs=options.epochs,
         minibatches=options.minibatches,
+        warmup=options.warmup,
         timed=options.timed,
+        phased=options.phased,
     )
 
 

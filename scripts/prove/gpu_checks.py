@@ -34,7 +34,7 @@ from rlhf.ppo.closed_form import TokenReward
 from rlhf.ppo.config import PPOConfig
 from rlhf.ppo.train import PPOTrainer
 
-SMALL = ("tiny", "tiny-qwen2")
+SMALL = ["tiny", "tiny-qwen2"]
 PROMPTS = [[4 + (7 * i + j) % 50 for j in range(3 + 5 * (i % 3))] for i in range(24)]
 
 
@@ -206,6 +206,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--shape", choices=SHAPES, default="qwen2.5-0.5b", help="whose decoding is timed")
     parser.add_argument("--models", type=Path, help="where models are written; a temporary folder by default")
+    parser.add_argument("--small", nargs="+", choices=SMALL, default=SMALL, help="models of the comparisons")
     parser.add_argument("--no-speed", action="store_true")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -226,13 +227,13 @@ def main(argv: list[str]) -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         models = options.models or Path(temporary)
-        for shape in SMALL:
+        for shape in options.small:
             folder = write_model(shape, models / shape)
             for dtype in ("float32", "bfloat16"):
                 report(f"sampling {shape} {dtype}", lambda f=folder, d=dtype: check_sampling(f, d))
                 report(f"forwards {shape} {dtype}", lambda f=folder, d=dtype: check_forwards(f, d))
                 report(f"ppo {shape} {dtype}", lambda f=folder, d=dtype: check_ppo(f, d))
-        folder = models / SMALL[0]
+        folder = models / options.small[0]
         report(
             "ppo with checkpointing and a value adapter",
             lambda: check_ppo(folder, "bfloat16", gradient_checkpointing=True, value_adapter=True),

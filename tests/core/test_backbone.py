@@ -299,3 +299,23 @@ def test_devices_that_are_not_there_are_refused() -> None:
         with pytest.raises(ConfigError, match="torch sees no GPU"):
             resolve_device("cuda:1")
         assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_a_sampling_copy_serves_again_with_the_weights_of_now(load_tiny: LoadTiny) -> None:
+    """bf16 holds no merged weights, so sampling takes a copy: its modules are kept, its weights are not."""
+    backbone = load_tiny(dtype="bfloat16")
+    role = backbone.add_role("policy", LoraSettings(r=4, alpha=8), seed=0)
+    tokens = torch.arange(5, 15)[None]
+    models, logits = [], []
+    for scale in (0.1, 0.3):
+        with torch.no_grad():
+            for parameter in role.parameters():
+                parameter.fill_(scale)
+        with backbone.sampling("policy") as model, torch.no_grad():
+            models.append(model)
+            logits.append(model(tokens).logits)
+            assert torch.equal(logits[-1], backbone.merged("policy")(tokens).logits)
+    assert models[0] is models[1]
+    assert not torch.equal(*logits)
+    base = {id(p) for p in backbone.model.parameters()}
+    assert {id(p) for p in model.parameters()} <= base, "no merged weight outlives the sampling"

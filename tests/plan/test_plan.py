@@ -104,7 +104,7 @@ def test_shapes_alone_say_what_a_real_update_keeps(
     known = [*backbone.model.parameters(), *backbone.model.buffers(), *role.model.parameters()]
     known += [p.grad for p in role.parameters() if p.grad is not None] + role.parameters()
     known += [
-        m.merged_weight._sum for m in role.model.modules() if getattr(m, "merged_weight", None) is not None
+        m.merged_weight._value for m in role.model.modules() if getattr(m, "merged_weight", None) is not None
     ]
     with flash_attention(), LiveBytes(known) as live:
         work()

@@ -26,8 +26,9 @@ def write_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int =
     sizes = SHAPES[shape]
     torch.manual_seed(seed)
     config = AutoConfig.for_model(sizes.architecture, **sizes.config(CONTEXT))
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    direction_H = torch.nn.functional.normalize(torch.randn(sizes.hidden), dim=0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # 1.5 B numbers take a CPU a minute
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        direction_H = torch.nn.functional.normalize(torch.randn(sizes.hidden), dim=0)
     with torch.no_grad():
         rows_VH = model.get_output_embeddings().weight
         rows_VH[list(sizes.wanted)] += (TRAIT * direction_H).to(rows_VH.dtype)

@@ -58,18 +58,13 @@ def _heading(case: Case, versions: dict[str, str], version: str, rounds: int) ->
 
 
 def speed_table(rows: dict[tuple[str, str], Row]) -> list[str]:
-    lines = [
-        "| adapters | side | episodes/s | tokens/s | peak memory, MB | "
-        + " | ".join(f"{p}, s" for p in PHASES)
-        + " |",
-        "|---|---|" + "---|" * (3 + len(PHASES)),
-    ]
+    shown = PHASES if any(any(row.phases.values()) for row in rows.values()) else ()
+    heads = ["adapters", "side", "episodes/s", "tokens/s", "peak memory, MB", *(f"{p}, s" for p in shown)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows.values():
-        phases = " | ".join(f"{row.phases[phase]:.2f}" for phase in PHASES)
-        lines.append(
-            f"| {NAMES[row.label]} | {SIDES[row.side]} | {row.episodes_per_s:.2f} | {row.tokens_per_s:.0f} | "
-            f"{row.memory_mb:.0f} | {phases} |"
-        )
+        cells = [NAMES[row.label], SIDES[row.side], f"{row.episodes_per_s:.2f}", f"{row.tokens_per_s:.0f}"]
+        cells += [f"{row.memory_mb:.0f}", *(f"{row.phases[phase]:.2f}" for phase in shown)]
+        lines.append("| " + " | ".join(cells) + " |")
     spread = max((row.slowest_over_fastest for row in rows.values()), default=1.0)
     return [*lines, "", f"Fastest over slowest iteration of one row: at most {spread:.2f}."]
 
