@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.core.fused import TOLERANCES
+from rlhf.core.fused import TOLERANCES, is_rms_norm
+from rlhf.core.lora import project_together
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}  # Qwen3 has them
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -58,9 +60,10 @@ def _forward(
         )
     cos, sin = (angles_BSD[:, :, None] for angles_BSD in position_embeddings)
     shape = (*hidden_states.shape[:-1], -1, module.head_dim)
-    queries, keys, values = (
-        project(hidden_states).view(shape) for project in (module.q_proj, module.k_proj, module.v_proj)
-    )
+    projected = project_together((module.q_proj, module.k_proj, module.v_proj), hidden_states)
+    queries, keys, values = (states.view(shape) for states in projected)
+    if hasattr(module, "q_norm"):
+        queries, keys = module.q_norm(queries), module.k_norm(keys)
     mixed = nn.functional.scaled_dot_product_attention(
         _Turned.apply(queries, cos, sin).transpose(1, 2),
         _Turned.apply(keys, cos, sin).transpose(1, 2),
@@ -73,15 +76,23 @@ def _forward(
 
 
 def is_rotary_attention(module: Any) -> bool:
-    """By its parts, without a soft cap."""
+    """By its parts, without a soft cap; queries and keys may be normed head by head."""
+    parts = dict(module.named_children())
     return (
-        {name for name, _ in module.named_children()} == ATTENTION
+        parts.keys() - HEAD_NORMS == ATTENTION
+        and all(is_head_norm(parts[name], module) for name in parts.keys() & HEAD_NORMS)
+        and len(parts.keys() & HEAD_NORMS) in (0, 2)
         and hasattr(module, "head_dim")
         and hasattr(module, "scaling")
         and getattr(module, "attn_logit_softcapping", None) is None
         and getattr(getattr(module, "config", None), "_attn_implementation", None) == "sdpa"
         and all(parameter.dtype in TOLERANCES for parameter in module.parameters())
     )
+
+
+def is_head_norm(norm: Any, attention: Any) -> bool:
+    """Of one head, not of all that a projection gives (OLMo 2)."""
+    return is_rms_norm(norm) and norm.weight.shape[-1] == getattr(attention, "head_dim", None)
 
 
 @torch.no_grad()

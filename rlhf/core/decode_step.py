@@ -92,6 +92,9 @@ class _Layer:
         self.gate_up = _few_rows([mlp.gate_proj, mlp.up_proj], self.between.weight_H)
         self.down = _few_rows([mlp.down_proj])
         self.head_size, self.scaling = attention.head_dim, attention.scaling
+        self.head_norms = [
+            getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)
+        ]
         self.num_queries, self.num_keys = (
             plain_weight(part)[0].shape[0] // self.head_size  # type: ignore[index]
             for part in (attention.q_proj, attention.k_proj)
@@ -106,7 +109,12 @@ class _Layer:
         """Add attention and MLP to x, in place."""
         queries, keys, size = self.num_queries, self.num_keys, self.head_size
         heads_BAD = self.qkv(self.before(x_BH)).view(len(x_BH), -1, size)
-        turned_BAD = turn(heads_BAD[:, : queries + keys], cos_B1D, sin_B1D)
+        turning_BAD = heads_BAD[:, : queries + keys]
+        if self.head_norms:
+            parts = turning_BAD.split([queries, keys], dim=1)
+            normed = [norm(part) for norm, part in zip(self.head_norms, parts, strict=True)]
+            turning_BAD = torch.cat(normed, dim=1)
+        turned_BAD = turn(turning_BAD, cos_B1D, sin_B1D)
         keys_BKSD, values_BKSD = cache.append(turned_BAD[:, queries:], heads_BAD[:, queries + keys :])
         # Query heads that share a key head are the rows of one product.
         queries_NGD = turned_BAD[:, :queries].reshape(len(x_BH) * keys, queries // keys, size)

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.core.lora import Lowered, adapter_gradients, added, added_gradients, added_lora, plain_lora
+from rlhf.core.lora import (
+    Lowered,
+    adapter_gradients,
+    added,
+    added_gradients,
+    added_lora,
+    plain_lora,
+    project_together,
+)
 from rlhf.core.onednn import linear, module_forward, suits
 
 # Numbers these forwards compute with, and by how much of the largest they may differ from the original's.
@@ -132,7 +140,8 @@ def _norm_forward(module: Any, x: Tensor) -> Tensor:
 
 
 def _mlp_forward(module: Any, x: Tensor) -> Tensor:
-    gate, up, down = module.gate_proj(x), module.up_proj(x), module.down_proj
+    gate, up = project_together((module.gate_proj, module.up_proj), x)
+    down = module.down_proj
     if not torch.is_grad_enabled():
         return down(nn.functional.silu(gate).mul_(up))
     if (merged := plain_lora(down, gate)) is not None:

@@ -14,7 +14,7 @@ transposed base, several adapters) keep peft's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -27,6 +27,7 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from rlhf.core import onednn
 from rlhf.core.onednn import linear
 
 # The sums of one role: 256 MiB are 67 million adapted weights.
@@ -135,6 +136,111 @@ def adapter_gradients(grad: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: fl
     # [R, N] @ [N, O] and a transpose: twice as fast on a CPU as [O, N] @ [N, R]
     db_RO = (x_NI @ a.to(x.dtype).T).T @ grad_NO
     return da_RI.to(a.dtype) * scaling, db_RO.T.to(b.dtype) * scaling
+
+
+def project_together(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
+    """The outputs of several linear layers that read the same x [.., I]: queries, keys and values, gate and up.
+
+    For plain LoRA layers one operation, whose backward passes over x once: the gradient of x grows in place, and what
+    a product with a matrix of rank R would leave idle of the processor, one with all their ranks uses.
+    """
+    if torch.is_grad_enabled():
+        merged = [plain_lora(layer, x) for layer in layers]
+        if all(found is not None for found in merged):
+            weights, biases, a, b, scalings = zip(*merged, strict=True)  # type: ignore[arg-type]
+            return _MergedTogether.apply(x, scalings, *weights, *biases, *a, *b)
+        apart = [added_lora(layer, x) for layer in layers]
+        if all(found is not None for found in apart):
+            weights, biases, a, b, lowered = zip(*apart, strict=True)  # type: ignore[arg-type]
+            return _AddedTogether.apply(x, lowered, *weights, *biases, *a, *b)
+    return [layer(x) for layer in layers]
+
+
+class _MergedTogether(torch.autograd.Function):
+    """`_MergedLinear` of several layers: x, then all their weights, biases, A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scalings: Sequence[float], *flat: Any) -> tuple[Tensor, ...]:
+        weights, biases, a, b = _fourths(flat)
+        ctx.save_for_backward(x, *weights, *a, *b)
+        ctx.scalings = scalings
+        return tuple(linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, *saved = ctx.saved_tensors
+        count = len(grads)
+        weights, a, b = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        grads_NO = [grad.flatten(0, -2) for grad in grads]
+        dx = _input_gradient(grads_NO, weights, x.shape) if ctx.needs_input_grad[0] else None
+        ranks, x_NI = [len(one) for one in a], x.flatten(0, -2)
+        low_NR = x_NI @ torch.cat(list(a)).T
+        back_NR = torch.cat([grad_NO @ one for grad_NO, one in zip(grads_NO, b, strict=True)], dim=1)
+        da = [
+            part * scaling
+            for part, scaling in zip((back_NR.T @ x_NI).split(ranks), ctx.scalings, strict=True)
+        ]
+        db = [
+            (low.T @ grad_NO).T * scaling
+            for low, grad_NO, scaling in zip(low_NR.split(ranks, dim=1), grads_NO, ctx.scalings, strict=True)
+        ]
+        return dx, None, *[None] * (2 * count), *da, *db
+
+
+class _AddedTogether(torch.autograd.Function):
+    """`_AddedLinear` of several layers: x, then all their weights, biases, A and B."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lowered: Sequence[Lowered], *flat: Any) -> tuple[Tensor, ...]:
+        weights, biases, a, _ = _fourths(flat)
+        low_NR = x.flatten(0, -2) @ torch.cat([one.scaled_a for one in lowered]).T
+        ctx.save_for_backward(x, low_NR, *weights)
+        ctx.lowered, ctx.dtype = lowered, a[0].dtype
+        outputs = tuple(
+            nn.functional.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
+        for y, low, one in zip(outputs, low_NR.split(_ranks(lowered), dim=1), lowered, strict=True):
+            y.view(-1, y.shape[-1]).addmm_(low, one.b.T)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, low_NR, *weights = ctx.saved_tensors
+        lowered, ranks = ctx.lowered, _ranks(ctx.lowered)
+        grads_NO = [grad.flatten(0, -2) for grad in grads]
+        back_NR = torch.cat(
+            [grad_NO @ one.scaled_b for grad_NO, one in zip(grads_NO, lowered, strict=True)], dim=1
+        )
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = _input_gradient(grads_NO, weights, x.shape)
+            dx.view(-1, dx.shape[-1]).addmm_(back_NR, torch.cat([one.a for one in lowered]))
+        da = _product(back_NR.T, x.flatten(0, -2), ctx.dtype).split(ranks)
+        db = [
+            _product(low.T, grad_NO, ctx.dtype).T
+            for low, grad_NO in zip(low_NR.split(ranks, dim=1), grads_NO, strict=True)
+        ]
+        return dx, None, *[None] * (2 * len(grads)), *da, *db
+
+
+def _fourths(flat: Sequence[Any]) -> list[Sequence[Any]]:
+    count = len(flat) // 4
+    return [flat[i * count : (i + 1) * count] for i in range(4)]
+
+
+def _ranks(lowered: Sequence[Lowered]) -> list[int]:
+    return [len(one.a) for one in lowered]
+
+
+def _input_gradient(grads_NO: Sequence[Tensor], weights: Sequence[Tensor], shape: torch.Size) -> Tensor:
+    """The sum of grad weight over the layers, in x's shape: the first product makes what the others add to."""
+    dx_NI = linear(grads_NO[0], weights[0].T)
+    for grad_NO, weight_OI in zip(grads_NO[1:], weights[1:], strict=True):
+        if onednn.preferred(len(grad_NO), weight_OI):
+            dx_NI += linear(grad_NO, weight_OI.T)
+        else:
+            dx_NI.addmm_(grad_NO, weight_OI)
+    return dx_NI.view(shape)
 
 
 class _Kept(Generic[T]):

@@ -56,10 +56,14 @@ def recurs(rows: int) -> bool:
     return odd in (1, 3)
 
 
+def preferred(rows: int, weight: Tensor) -> bool:
+    """Whether oneDNN is to multiply so many rows of fp32 by this weight."""
+    return not is_intel() and recurs(rows) and suits(weight)
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., I] weight^T + bias. The weight may be a transposed view. No gradient passes."""
-    rows = x.numel() // x.shape[-1]
-    if not is_intel() and recurs(rows) and suits(weight_OI) and x.dtype == torch.float32:
+    if x.dtype == torch.float32 and preferred(x.numel() // x.shape[-1], weight_OI):
         return times(x, weight_OI, bias)
     return nn.functional.linear(x, weight_OI, bias)
 

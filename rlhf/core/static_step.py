@@ -165,6 +165,7 @@ class _Layer:
         self.out, self.down = _weight(attention.o_proj), _weight(mlp.down_proj)
         self.gate, self.up = _weight(mlp.gate_proj), _weight(mlp.up_proj)
         self.head_size, self.scaling = attention.head_dim, attention.scaling
+        self.head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
 
     def __call__(
         self,
@@ -179,6 +180,10 @@ class _Layer:
         normed_BH = _normed(self.before, x_BH)
         queries_BAD, keys_BKD, values_BKD = (
             nn.functional.linear(normed_BH, *part).view(len(x_BH), -1, self.head_size) for part in self.qkv
+        )
+        queries_BAD, keys_BKD = (
+            x_BAD if norm is None else _normed(norm, x_BAD)
+            for norm, x_BAD in zip(self.head_norms, (queries_BAD, keys_BKD), strict=True)
         )
         keys_BKSD, values_BKSD = room
         keys_BKSD.index_copy_(2, column_1, turn(keys_BKD, cos_B1D, sin_B1D)[:, :, None])
@@ -210,8 +215,8 @@ def _scores(queries_NGD: Tensor, keys_NSD: Tensor) -> Tensor:
     return torch.bmm(queries_NGD.float(), keys_NSD.float().transpose(1, 2))
 
 
-def _normed(norm: Any, x_BH: Tensor) -> Tensor:
-    return nn.functional.rms_norm(x_BH, x_BH.shape[-1:], norm.weight, norm.variance_epsilon)
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
 def _add_product(y_BO: Tensor, x_BI: Tensor, part: tuple[Tensor, Tensor | None]) -> None:

@@ -11,7 +11,9 @@ that is better by the true rubric with a probability that is known (and otherwis
                 pair of neighbours: printed are 500, 2,000 and 8,000, with the swapped pairs, how many standard errors
                 of the difference their estimates lie apart, and whether these errors are of the right size
     careless    six raters, two of them at chance: `rlhf reward --rater-weights dawid-skene` against the same without
-                weights, and with `--rater-labels posterior` on top (see below)
+                weights, and with `--rater-labels posterior` on top, by accuracy (see below)
+    doubt       the same models by what they say of their own certainty: the log-loss of the four good raters' answers
+                about the held-out prompts, each model calibrated on its own validation answers. Weights must lower it
     hasty       four good raters and two who choose the longer reply without reading either: the gain in accuracy of
                 weights must lie above 0 (interval over all held-out prompts of all seeds)
     flipping    five raters of 0.8, one of whom turns every label round: accuracy must fall by less than 2 points
@@ -26,7 +28,9 @@ model's states gains nothing or less than one point from estimated weights at 20
 with three, and a little more from posteriors (seeds 100 to 102, used for nothing else). So: 400 pairs, three answers
 each, eight new seeds (10 to 17, not those of `--seeds`), 4 epochs. Posteriors against no weights is what decides: both
 the interval over the held-out prompts of all seeds and Student's interval over the seeds must lie above 0. Weights
-against none is printed beside it.
+against none is printed beside it. `doubt` was added after the three had missed, and its measure fixed before any figure
+of it was seen: coins make every pair look closer than it is to people who read, and that a model of all answers alike
+takes over, whichever reply it prefers.
 
 Accuracy is against the truth, on 1,000 prompts that nobody rated. Ends with 1 when something is missed. About four
 minutes for the world (kept in --workspace) and a quarter of an hour for everything on one core.
@@ -67,7 +71,7 @@ from rlhf.demo import corpus, rubric
 STEPS = {"a": 0.95, "b": 0.9, "c": 0.85, "d": 0.8, "e": 0.75, "f": 0.7, "coin": 0.5}
 # answers of a pair beyond the first -> pairs, so that each rater has about 2,000 answers beside others
 OVERLAPS = {0.1: 64_000, 0.5: 14_000, 1.0: 7_000, 2.0: 4_700}
-PARTS = ("order", "hasty", "careless", "flipping")
+PARTS = ("order", "hasty", "careless", "doubt", "flipping")
 LONGER = "longer"
 NUM_VALIDATION, NUM_TEST = 150, 1000
 NUM_RATED_TEST = 50  # a snapshot must have a test split; accuracy is measured on all NUM_TEST without ratings
@@ -85,7 +89,8 @@ class Design:
     overlap: int = 2
 
 
-FOUR = {"a": 0.8, "b": 0.8, "c": 0.8, "d": 0.8}
+GOOD = 0.8
+FOUR = dict.fromkeys("abcd", GOOD)
 DESIGNS = {
     "hasty": Design({**FOUR, "hasty 1": LONGER, "hasty 2": LONGER}),
     "careless": Design({**FOUR, "coin 1": 0.5, "coin 2": 0.5}, num_train=400, overlap=3),
@@ -102,6 +107,7 @@ METHODS: dict[str, dict[str, str]] = {
 RUNS = {
     "hasty": (("hasty", "none"), ("hasty", "weights")),
     "careless": (("careless", "none"), ("careless", "weights"), ("careless", "posterior")),
+    "doubt": (("careless", "none"), ("careless", "weights"), ("careless", "posterior")),
     "flipping": (("honest", "none"), ("flipping", "none"), ("flipping", "weights")),
 }
 
@@ -239,8 +245,8 @@ class Bench:
         train, validation = design.num_train, self.couples[-NUM_TEST - NUM_VALIDATION : -NUM_TEST]
         return {"train": self.couples[:train], "validation": validation, "test": self.couples[-NUM_TEST:]}
 
-    def right(self, name: str, method: str) -> np.ndarray:
-        """[NUM_TEST] 1 where the trained model gives the truly better reply the higher score."""
+    def logits(self, name: str, method: str) -> np.ndarray:
+        """[NUM_TEST] calibrated log-odds with which the trained model prefers the truly better reply."""
         design, label = DESIGNS[name], name.replace(" ", "-")
         folder = self.launch.workspace / "raters" / f"{label}-{self.seed}"
         rng = random.Random(f"said:{self.seed}")
@@ -277,61 +283,107 @@ class Bench:
         scores = (
             scorer.score_all(Sequences(backbone, rows, max_tokens=8192, max_bytes=0)).numpy().reshape(-1, 2)
         )
-        result = np.where(scores[:, 0] == scores[:, 1], 0.5, scores[:, 0] > scores[:, 1])
+        result = scorer.scale.logits(scores[:, 0] - scores[:, 1])
         weights = {row["annotator_id"]: round(row["weight"], 2) for row in read_manifest(out).extra["raters"]}
         print(
-            f"  seed {self.seed}, {name}, {method}: accuracy {result.mean():.3f}, weights {weights}",
+            f"  seed {self.seed}, {name}, {method}: accuracy {right(result).mean():.3f}, weights {weights}",
             flush=True,
         )
         return result
 
 
-def compare(title: str, new: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(mean, lower bound) of the difference in accuracy. The bound is the lower one of two: over the held-out prompts
-    of all seeds, and over the seeds (Student's), where there are several."""
+def right(logits: np.ndarray) -> np.ndarray:
+    """1 where the better reply is preferred, 0.5 where neither is."""
+    return np.where(logits == 0, 0.5, logits > 0)
+
+
+def log_loss(logits: np.ndarray) -> np.ndarray:
+    """Nats that an answer of a good rater costs on the average, who names the better reply with probability GOOD."""
+    return GOOD * np.logaddexp(0, -logits) + (1 - GOOD) * np.logaddexp(0, logits)
+
+
+def gain(
+    new: Sequence[np.ndarray], old: Sequence[np.ndarray], unit: float, form: str
+) -> tuple[float, float, str]:
+    """(mean, lower bound, words) of how much more there is of something, seed by seed. The bound is the lower one of
+    two: over the held-out prompts of all seeds, and over the seeds (Student's), where there are several."""
     delta = bootstrap_mean(np.concatenate(new) - np.concatenate(old))
     seeds = np.array([(a - b).mean() for a, b in zip(new, old, strict=True)])
     low, over_seeds = delta.low, ""
+
+    def said(value: float) -> str:
+        return format(unit * value, form)
+
     if len(seeds) > 2:
         half = float(student.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / np.sqrt(len(seeds)))
-        over_seeds = f", over seeds [{100 * (seeds.mean() - half):+.1f}, {100 * (seeds.mean() + half):+.1f}]"
+        over_seeds = f", over seeds [{said(seeds.mean() - half)}, {said(seeds.mean() + half)}]"
         low = min(low, float(seeds.mean()) - half)
-    per_seed = ", ".join(f"{100 * one:+.1f}" for one in seeds)
+    per_seed = ", ".join(map(said, seeds))
+    words = f"over prompts [{said(delta.low)}, {said(delta.high)}]{over_seeds} ({per_seed})"
+    return delta.mean, low, f"{said(delta.mean)}, {words}"
+
+
+def compare(title: str, new: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> tuple[float, float]:
+    """(mean, lower bound) of the difference in accuracy."""
+    mean, low, words = gain(new, old, 100, "+.1f")
+    new_mean, old_mean = (100 * np.mean(np.concatenate(rows)) for rows in (new, old))
+    print(f"{title}: {new_mean:.1f} against {old_mean:.1f} %, difference in points {words}", flush=True)
+    return mean, low
+
+
+def compare_losses(title: str, new: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> float:
+    """Lower bound of what is saved of the log-loss."""
+    _, low, words = gain(old, new, 1, "+.4f")
+    best = -(GOOD * np.log(GOOD) + (1 - GOOD) * np.log(1 - GOOD))
+    new_mean, old_mean = (np.mean(np.concatenate(rows)) for rows in (new, old))
     print(
-        f"{title}: {100 * np.mean(np.concatenate(new)):.1f} against {100 * np.mean(np.concatenate(old)):.1f} %, "
-        f"difference {100 * delta.mean:+.1f} points, over prompts [{100 * delta.low:+.1f}, {100 * delta.high:+.1f}]"
-        f"{over_seeds} ({per_seed})",
+        f"{title}: log-loss of good raters' answers {new_mean:.4f} against {old_mean:.4f} nats (whoever knows all: "
+        f"{best:.4f}), saved {words}",
         flush=True,
     )
-    return delta.mean, low
+    return low
 
 
 def trained(options: argparse.Namespace, workspace: Path) -> list[str]:
     """Train what the chosen parts compare; returns the parts that fall short."""
     launch = supervised_world(workspace)
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for part in options.parts:
-        seeds = options.careless_seeds if part == "careless" else options.seeds
+        seeds = options.seeds if part in ("hasty", "flipping") else options.careless_seeds
         for seed in seeds if part in RUNS else ():
             bench = Bench(launch, seed, options.epochs)
             for design, method in RUNS[part]:
-                found.setdefault((design, method), []).append(bench.right(design, method))
+                known = found.setdefault((design, method), {})
+                if seed not in known:
+                    known[seed] = bench.logits(design, method)
+
+    def accuracy(design: str, method: str) -> list[np.ndarray]:
+        return [right(logits) for logits in found[design, method].values()]
+
+    def surprise(method: str) -> list[np.ndarray]:
+        return [log_loss(logits) for logits in found["careless", method].values()]
+
     failures = []
     for part in [part for part in ("hasty", "careless") if part in options.parts]:
-        plain = found[part, "none"]
-        _, low = compare(f"a third {part}, weights against none", found[part, "weights"], plain)
-        if (part, "posterior") in found:
-            compare(
-                f"a third {part}, posteriors against weights",
-                found[part, "posterior"],
-                found[part, "weights"],
-            )
-            _, low = compare(f"a third {part}, posteriors against none", found[part, "posterior"], plain)
+        plain = accuracy(part, "none")
+        _, low = compare(f"a third {part}, weights against none", accuracy(part, "weights"), plain)
+        if part == "careless":
+            posterior = accuracy(part, "posterior")
+            compare(f"a third {part}, posteriors against weights", posterior, accuracy(part, "weights"))
+            _, low = compare(f"a third {part}, posteriors against none", posterior, plain)
         failures += [part] if low <= 0 else []
+    if "doubt" in options.parts:
+        for method in ("weights", "posterior"):
+            saved = compare_losses(
+                f"a third careless, {method} against none", surprise("none"), surprise(method)
+            )
+            failures += ["doubt"] if method == "weights" and saved <= 0 else []
     if "flipping" in options.parts:
-        honest = found["honest", "none"]
-        compare("one of five flips, not weighted, against honest", found["flipping", "none"], honest)
-        mean, _ = compare("one of five flips, weighted, against honest", found["flipping", "weights"], honest)
+        honest = accuracy("honest", "none")
+        compare("one of five flips, not weighted, against honest", accuracy("flipping", "none"), honest)
+        mean, _ = compare(
+            "one of five flips, weighted, against honest", accuracy("flipping", "weights"), honest
+        )
         failures += ["flipping"] if mean <= -MAX_LOSS else []
     return failures
 

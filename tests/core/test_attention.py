@@ -30,7 +30,8 @@ def test_a_quarter_turn_swaps_a_pair() -> None:
         ("qwen2", 4),
         ("mistral", 4),
         ("smollm3", 3),
-        ("qwen3", 0),
+        ("qwen3", 4),
+        ("olmo2", 0),
         ("gemma2", 0),
         ("gpt_neox", 0),
     ],
@@ -57,7 +58,7 @@ def test_values_and_gradients_are_the_models_own(load_tiny: LoadTiny, architectu
         torch.testing.assert_close(ours, own, rtol=1e-4, atol=1e-5 * own.abs().max().item())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 def test_in_bf16_it_is_as_near_to_the_exact_numbers_as_the_models_own(
     load_tiny: LoadTiny, architecture: str
 ) -> None:

@@ -85,7 +85,7 @@ def drawn(model: Any, backbone: Backbone, **options: Any) -> list[sampler.Sample
     )
 
 
-# Llama's kind with and without biases, with heads that share keys; the others keep their own forward.
+# Llama's kind with and without biases or norms of heads, with heads that share keys; the others keep their own forward.
 @needs_onednn
 @pytest.mark.parametrize(
     ("architecture", "taken"),
@@ -93,7 +93,8 @@ def drawn(model: Any, backbone: Backbone, **options: Any) -> list[sampler.Sample
         ("llama", True),
         ("qwen2", True),
         ("mistral", False),
-        ("qwen3", False),
+        ("qwen3", True),
+        ("olmo2", False),
         ("gemma2", False),
         ("gpt2", False),
     ],

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from rlhf.core import lora
+from rlhf.core import lora, onednn
 from rlhf.core.adapters import load_role_tensors, role_tensors
 from rlhf.core.backbone import Backbone, Role
 from rlhf.core.settings import LoraSettings, ModelSettings
@@ -86,6 +86,50 @@ def test_fp32_is_pefts_forward_and_its_gradients(
         assert_as_peft(module, x, 2e-5)
         with torch.no_grad():  # how the sampler calls it
             torch.testing.assert_close(module(x), peft_forward(module, x), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_layers_that_read_the_same_states_are_as_each_alone(
+    load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch, architecture: str, dtype: Any
+) -> None:
+    """q, k, v and gate, up: outputs, the gradient of what they read, and those of their adapters; on either library."""
+    role = make_role(load_tiny(architecture, dtype=dtype))
+    tolerance = 2e-5 if dtype == "float32" else 2e-2
+    for intel in (True, False):
+        monkeypatch.setattr(onednn, "is_intel", lambda intel=intel: intel)
+        monkeypatch.setattr(onednn, "MIN_ELEMENTS", 1)
+        for names in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            group = [one_layer(role, name) for name in names]
+            results = []
+            for project in (lora.project_together, lambda layers, x: [layer(x) for layer in layers]):
+                x = input_of(group[0], getattr(torch, dtype))[:, :4].clone().requires_grad_()
+                parameters = [
+                    p for m in group for p in (m.lora_A["default"].weight, m.lora_B["default"].weight)
+                ]
+                for parameter in parameters:
+                    parameter.grad = None
+                outputs = project(group, x)
+                weights = [torch.linspace(-1, 1, y.numel()).reshape(y.shape).to(y.dtype) for y in outputs]
+                torch.stack([(y * w).sum() for y, w in zip(outputs, weights, strict=True)]).sum().backward()
+                gradients = [p.grad for p in [x, *parameters]]
+                results.append([*outputs, *gradients])
+            assert "Together" in type(lora.project_together(group, x)[0].grad_fn).__name__
+            for found, expected in zip(*results, strict=True):
+                assert found.shape == expected.shape
+                found, expected = found.detach().float(), expected.detach().float()
+                assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_of_layers_together_one_that_is_not_plain_keeps_all_apart(load_tiny: LoadTiny) -> None:
+    role = make_role(load_tiny())
+    group = [one_layer(role, "gate_proj"), one_layer(role, "up_proj")]
+    x = input_of(group[0])
+    group[1].lora_dropout["default"] = nn.Dropout(0.5)
+    group[1].train()
+    outputs = lora.project_together(group, x.requires_grad_())
+    assert "Together" not in type(outputs[0].grad_fn).__name__
+    torch.testing.assert_close(outputs[0], peft_forward(group[0], x), rtol=2e-5, atol=2e-5)
 
 
 def test_two_dimensions_expanded_gradients_and_no_gradient_for_the_input(load_tiny: LoadTiny) -> None:

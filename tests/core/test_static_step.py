@@ -57,7 +57,7 @@ def drawn(model: Any) -> list[Sampled]:
     )
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 def test_sampling_gives_what_the_models_own_forward_gives(
     load_tiny: LoadTiny, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
@@ -88,7 +88,7 @@ def test_sampling_gives_what_the_models_own_forward_gives(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 def test_a_probe_agrees_and_a_wrong_step_does_not(load_tiny: LoadTiny, architecture: str, dtype: str) -> None:
     model = moved(load_tiny(architecture, dtype=dtype))
     decoder = model.get_decoder()
@@ -100,7 +100,7 @@ def test_a_probe_agrees_and_a_wrong_step_does_not(load_tiny: LoadTiny, architect
     assert not agrees(model, wrong, tolerance=max(tolerance, 1e-4))
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma2", "gpt2", "phi3"])
+@pytest.mark.parametrize("architecture", ["olmo2", "gemma2", "gpt2", "phi3"])
 def test_decoders_of_another_kind_keep_their_own_forward(load_tiny: LoadTiny, architecture: str) -> None:
     assert not is_llama_kind(load_tiny(architecture).model.get_decoder(), weight_of)
 
