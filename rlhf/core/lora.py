@@ -147,11 +147,11 @@ def project_together(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
     if torch.is_grad_enabled():
         merged = [plain_lora(layer, x) for layer in layers]
         if all(found is not None for found in merged):
-            weights, biases, a, b, scalings = zip(*merged, strict=True)  # type: ignore[arg-type]
+            weights, biases, a, b, scalings = zip(*merged, strict=True)
             return _MergedTogether.apply(x, scalings, *weights, *biases, *a, *b)
         apart = [added_lora(layer, x) for layer in layers]
         if all(found is not None for found in apart):
-            weights, biases, a, b, lowered = zip(*apart, strict=True)  # type: ignore[arg-type]
+            weights, biases, a, b, lowered = zip(*apart, strict=True)
             return _AddedTogether.apply(x, lowered, *weights, *biases, *a, *b)
     return [layer(x) for layer in layers]
 
