@@ -36,21 +36,26 @@ def fit_temperature(
     tie: np.ndarray,
     kind: PairLoss = "bradley-terry",
     tie_logit: float | None = None,
+    weights: np.ndarray | None = None,
 ) -> tuple[float, float | None]:
     """(temperature, tie logit) that minimise the log-loss on validation comparisons (Guo et al., arXiv:1706.04599).
 
     differences: s_chosen - s_rejected [N]. tie: whether neither was chosen [N]. Under Bradley-Terry a tie is half a win
     for each; the other losses give ties a probability of their own, and their tie logit is fitted along with the
-    temperature where there are ties to fit it to. Temperatures are bounded to [0.05, 20].
+    temperature where there are ties to fit it to. weights: how much each answer counts [N], alike where None: with
+    raters of different care the probabilities are to be those of people who read. Temperatures are bounded to
+    [0.05, 20].
     """
     tie = np.asarray(tie, bool)
+    if weights is None or not weights.sum() > 0:
+        weights = np.ones(len(tie))
     bounds = (np.log(TEMPERATURES[0]), np.log(TEMPERATURES[1]))
     if kind == "bradley-terry" or tie_logit is None or not tie.any():
         # Without ties all that can be asked is who wins where one does.
         def log_loss(log_temperature: float) -> float:
             logits = decided_logits(kind, differences / np.exp(log_temperature), tie_logit)
             half = np.where(tie, (np.logaddexp(0, logits) + np.logaddexp(0, -logits)) / 2, 0.0)
-            return float(np.mean(np.where(tie, half, np.logaddexp(0, -logits))))
+            return float(np.average(np.where(tie, half, np.logaddexp(0, -logits)), weights=weights))
 
         return float(np.exp(minimize_scalar(log_loss, bounds=bounds, method="bounded").x)), tie_logit
 
@@ -62,7 +67,7 @@ def fit_temperature(
         scaled = first / float(np.exp(at[0]))
         level = torch.tensor(float(at[1]), dtype=torch.float64)
         loss = comparison_loss(kind, scaled, torch.zeros_like(scaled), outcome, nothing, level)
-        return loss.mean().item()
+        return float(np.average(loss.numpy().ravel(), weights=weights))
 
     found = minimize(
         tied_log_loss, np.array([0.0, tie_logit]), bounds=[bounds, TIE_LOGITS], method="L-BFGS-B"
@@ -80,10 +85,11 @@ def symmetric_probabilities(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     )
 
 
-def calibration_error(logits: np.ndarray) -> float:
-    """Expected calibration error (Naeini et al. 2015) over decided comparisons, 10 bins."""
+def calibration_error(logits: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Expected calibration error (Naeini et al. 2015) over decided comparisons, 10 bins. weights: of each [N]."""
     probabilities, outcomes = symmetric_probabilities(logits)
-    return expected_calibration_error(probabilities, outcomes)
+    both = None if weights is None else np.concatenate([weights, weights])
+    return expected_calibration_error(probabilities, outcomes, weights=both)
 
 
 def brier_scores(logits: np.ndarray) -> np.ndarray:

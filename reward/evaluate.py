@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -92,8 +92,23 @@ def rater_agreement(pairs: Sequence[Pair], seed: int) -> Interval | None:
     return bootstrap_mean(values, groups=owners, seed=seed) if values else None
 
 
-def report(scores: np.ndarray, pairs: Sequence[Pair], scale: RewardScale, seed: int) -> dict[str, object]:
-    """Figures of one split as they go into the manifest: accuracy, agreement, calibration error and curve."""
+def weights_of(pairs: Sequence[Pair], weigh: Callable[[str], float]) -> np.ndarray | None:
+    """What the answer of each pair counts [N], None where nobody of them counts."""
+    weights = np.array([weigh(pair.preference.annotator_id) for pair in pairs])
+    return weights if weights.sum() > 0 else None
+
+
+def report(
+    scores: np.ndarray,
+    pairs: Sequence[Pair],
+    scale: RewardScale,
+    seed: int,
+    weigh: Callable[[str], float] | None = None,
+) -> dict[str, object]:
+    """Figures of one split as they go into the manifest: accuracy, agreement, calibration error and curve.
+
+    weigh: what an answer of each annotator counts in the calibration, which is of those whom training believed.
+    """
     result: dict[str, object] = {"num_pairs": len(pairs), "num_ties": len(pairs) - len(without_ties(pairs))}
     for name, interval in (
         ("accuracy", accuracy(scores, pairs, seed)),
@@ -105,6 +120,8 @@ def report(scores: np.ndarray, pairs: Sequence[Pair], scale: RewardScale, seed: 
     if decided:
         logits = scale.logits(differences(scores, decided))
         probabilities, outcomes = symmetric_probabilities(logits)
-        result["calibration_error"] = calibration_error(logits)
-        result["reliability"] = [b._asdict() for b in calibration_bins(probabilities, outcomes)]
+        weights = None if weigh is None else weights_of(decided, weigh)
+        both = None if weights is None else np.concatenate([weights, weights])
+        result["calibration_error"] = calibration_error(logits, weights)
+        result["reliability"] = [b._asdict() for b in calibration_bins(probabilities, outcomes, weights=both)]
     return result

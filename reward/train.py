@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from reward.calibrate import fit_temperature
 from reward.config import RewardConfig
 from reward.data import RewardData, load_ratings, without_ties
-from reward.evaluate import differences, report
+from reward.evaluate import differences, report, weights_of
 from reward.full import full_role, save_full
 from reward.heads import Heads
 from reward.picture import draw
@@ -227,11 +227,13 @@ def finish(trainer: RewardTrainer, data: RewardData, raters: RaterReport, record
     config, heads = trainer.config, trainer.heads
     scores = trainer.scores(trainer.outputs(range(len(data.rows))))
     learned = trainer.objective.learned(trainer.examples)
+    weigh = None if config.rater_weights == "none" else raters.weight_of
     temperature, tie_logit = 1.0, learned.get("tie_logit")
     if validation := data.pairs["validation"]:
         tie = np.array([pair.preference.tie for pair in validation])
         delta = differences(scores, validation)
-        temperature, tie_logit = fit_temperature(delta, tie, config.pair_loss, tie_logit)
+        counts = weights_of(validation, weigh) if weigh else None
+        temperature, tie_logit = fit_temperature(delta, tie, config.pair_loss, tie_logit, counts)
     trained_on = sorted({row for example in trainer.examples for row in example.rows})
     std = float(scores[trained_on].std())
     scale = RewardScale(
@@ -249,7 +251,7 @@ def finish(trainer: RewardTrainer, data: RewardData, raters: RaterReport, record
     found = conflicts(data.pairs["train"])
     if found:
         write_jsonl(record.path / CONFLICTS, (conflict.row() for conflict in found))
-    splits = {split: report(scores, pairs, scale, config.seed) for split, pairs in data.pairs.items()}
+    splits = {split: report(scores, pairs, scale, config.seed, weigh) for split, pairs in data.pairs.items()}
     test = splits["test"]
     metrics: dict[str, Any] = {
         "heldout_accuracy": test.get("accuracy"),

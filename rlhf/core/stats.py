@@ -129,35 +129,47 @@ def wilson_interval(successes: float, n: int, level: float = 0.95) -> Interval:
 
 
 class CalibrationBin(NamedTuple):
-    """Predictions that fell into one bin: their mean, how often the outcome came true, how many."""
+    """Predictions that fell into one bin: their mean, how often the outcome came true, their number or weight."""
 
     confidence: float
     frequency: float
-    size: int
+    size: float
 
 
 def calibration_bins(
-    probabilities: Sequence[float] | np.ndarray, outcomes: Sequence[float] | np.ndarray, num_bins: int = 10
+    probabilities: Sequence[float] | np.ndarray,
+    outcomes: Sequence[float] | np.ndarray,
+    num_bins: int = 10,
+    *,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> list[CalibrationBin]:
-    """Non-empty equal-width bins over [0, 1], each closed on the right. Outcomes: 0 to 1, a tie is 0.5."""
+    """Equal-width bins over [0, 1] that hold something, each closed on the right. Outcomes: 0 to 1, a tie is 0.5.
+    weights: how much each counts, 0 or more; alike where None."""
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
-    if p.shape != y.shape or p.ndim != 1 or not len(p):
-        raise ValueError(f"expected two equally long lists; found shapes {p.shape} and {y.shape}")
+    w = np.ones_like(p) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not p.shape == y.shape == w.shape or p.ndim != 1 or not len(p):
+        raise ValueError(f"expected lists of one length; found shapes {p.shape}, {y.shape} and {w.shape}")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("probabilities must lie in [0, 1]")
     index = np.clip(np.ceil(p * num_bins).astype(int) - 1, 0, num_bins - 1)
-    return [
-        CalibrationBin(float(p[index == b].mean()), float(y[index == b].mean()), int((index == b).sum()))
-        for b in range(num_bins)
-        if (index == b).any()
-    ]
+    bins = []
+    for b in range(num_bins):
+        total = float(w[index == b].sum())
+        if total > 0:
+            confidence, frequency = (float(w[index == b] @ v[index == b]) / total for v in (p, y))
+            bins.append(CalibrationBin(confidence, frequency, int(total) if weights is None else total))
+    return bins
 
 
 def expected_calibration_error(
-    probabilities: Sequence[float] | np.ndarray, outcomes: Sequence[float] | np.ndarray, num_bins: int = 10
+    probabilities: Sequence[float] | np.ndarray,
+    outcomes: Sequence[float] | np.ndarray,
+    num_bins: int = 10,
+    *,
+    weights: Sequence[float] | np.ndarray | None = None,
 ) -> float:
     """Mean gap between confidence and frequency, weighted by bin size (Naeini et al. 2015)."""
-    bins = calibration_bins(probabilities, outcomes, num_bins)
+    bins = calibration_bins(probabilities, outcomes, num_bins, weights=weights)
     total = sum(b.size for b in bins)
     return sum(b.size / total * abs(b.confidence - b.frequency) for b in bins)
 

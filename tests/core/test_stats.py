@@ -107,6 +107,15 @@ def test_bootstrap_refuses_what_has_no_mean(bad: list[float]) -> None:
         bootstrap_mean([1, 2, 3], groups=["a", "b"])
 
 
+def test_a_calibration_bin_counts_what_its_predictions_weigh() -> None:
+    """Of 0.2 and 0.4 with weights 3 and 1: confidence 0.25, frequency 1/4; the third counts nothing."""
+    bins = calibration_bins([0.2, 0.4, 0.9], [0, 1, 1], num_bins=2, weights=[3, 1, 0])
+    assert bins == [(pytest.approx(0.25), pytest.approx(0.25), 4)]
+    assert expected_calibration_error(
+        [0.2, 0.4, 0.9], [0, 1, 1], num_bins=2, weights=[3, 1, 0]
+    ) == pytest.approx(0)
+
+
 def test_expected_calibration_error_by_hand() -> None:
     # bins of width 0.5: {0.2, 0.4} -> confidence 0.3, frequency 0.5, gap 0.2, weight 2/5
     #                    {0.6, 0.8, 1.0} -> confidence 0.8, frequency 2/3, gap 0.1333, weight 3/5

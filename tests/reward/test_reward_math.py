@@ -41,6 +41,26 @@ def test_calibration_is_bounded_where_the_data_say_too_much() -> None:
     assert fit_temperature(np.array([-1.0, -2.0]), decided)[0] == pytest.approx(20, rel=0.01)
 
 
+def test_answers_that_do_not_count_do_not_cool_the_temperature() -> None:
+    """A third of the answers are coins: by all alike the scores seem to say less than they do."""
+    rng = np.random.default_rng(0)
+    delta = rng.normal(size=30_000)
+    read = np.arange(len(delta)) % 3 > 0
+    first = np.where(read, rng.random(len(delta)) < 1 / (1 + np.exp(-delta)), rng.random(len(delta)) < 0.5)
+    chosen, decided = np.where(first, delta, -delta), np.zeros(len(delta))
+    weighed, alone = (
+        fit_temperature(chosen, decided, weights=read.astype(float))[0],
+        fit_temperature(chosen[read], decided[read])[0],
+    )
+    assert weighed == pytest.approx(alone, rel=1e-3)
+    assert weighed == pytest.approx(1.0, abs=0.05)
+    assert fit_temperature(chosen, decided)[0] > 1.4
+    tie = rng.random(len(delta)) < 0.2
+    ours = fit_temperature(chosen, tie, "davidson", 0.0, weights=read.astype(float))
+    assert ours == pytest.approx(fit_temperature(chosen[read], tie[read], "davidson", 0.0), rel=1e-2)
+    assert calibration_error(chosen, read.astype(float)) == pytest.approx(calibration_error(chosen[read]))
+
+
 @pytest.mark.parametrize("kind", ["davidson", "rao-kupper"])
 def test_temperature_and_tie_logit_are_found_together(kind: Any) -> None:
     """Outcomes drawn from the loss's own probabilities at temperature 2 and tie logit -0.4, with scores of any unit."""
