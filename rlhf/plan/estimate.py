@@ -27,8 +27,8 @@ from rlhf.plan.sketch import (
 )
 
 # Measured on a CPU (`docs/operations.md` says with which runs); reward's are taken from ppo, whose passes are alike.
-FIXED_BYTES = {"sft": 54e6, "reward": 27e6, "ppo": 27e6}
-IDLE_SHARE = {"sft": 2.46, "reward": 0.65, "ppo": 0.65}
+FIXED_BYTES = {"sft": 54e6, "reward": 78e6, "ppo": 78e6}
+IDLE_SHARE = {"sft": 2.46, "reward": 0.0, "ppo": 0.0}
 # Parts that come and go with every pass, and leave idle blocks behind.
 PASSING = ("activations", "logits and activations", "prefill")
 

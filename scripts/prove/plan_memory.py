@@ -51,6 +51,12 @@ PROOF = [
     *(Run(f"ppo-{size}", size, "ppo", batch=32, prompt=32, dropout=0.0) for size in SIZES),
     Run("ppo-half-llama-14m", "llama-14m", "ppo", batch=32, prompt=32, share=0.5, dropout=0.0),
     Run("sft-lora-checkpointing-llama-40m", "llama-40m", "sft", checkpointing=True),
+    # Chosen, and estimated, before any of them was measured.
+    Run("ppo-llama-20m", "llama-20m", "ppo", prompt=48, completion=80, batch=16, micro=4, dropout=0.0),
+    Run("ppo-half-qwen-30m", "qwen-30m", "ppo", prompt=24, completion=40, batch=48, share=0.5, dropout=0.0),
+    Run(
+        "ppo-llama-60m", "llama-60m", "ppo", prompt=64, completion=64, batch=24, micro=6, rank=8, dropout=0.0
+    ),
 ]
 CALIBRATION = [
     Run("cal-sft-tiny", "tiny", "sft"),
@@ -64,11 +70,14 @@ CALIBRATION = [
 
 
 def add_shapes() -> None:
-    """The models of the calibration, of other sizes and proportions than those of the proof."""
+    """Models of other sizes and proportions than those of the benchmarks."""
     from bench.cases import SHAPES, Shape
 
     SHAPES["llama-9m"] = Shape("llama", 320, 5, 960, 5, 5, 2048, False)
     SHAPES["llama-25m"] = Shape("llama", 512, 7, 1280, 8, 4, 6000, True)
+    SHAPES["llama-20m"] = Shape("llama", 448, 7, 1152, 7, 7, 3000, False)
+    SHAPES["qwen-30m"] = Shape("qwen2", 512, 8, 1408, 8, 2, 8000, True)
+    SHAPES["llama-60m"] = Shape("llama", 640, 11, 1792, 10, 5, 4096, True)
 
 
 def model_of(run: Run, work: Path) -> Path:

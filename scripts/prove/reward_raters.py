@@ -380,7 +380,7 @@ def trained(options: argparse.Namespace, workspace: Path) -> list[str]:
         )
         for method in ("weights", "posterior"):
             saved = compare_losses(
-                f"a third careless, {method} against none", surprise("none"), surprise(method)
+                f"a third careless, {method} against none", surprise(method), surprise("none")
             )
             failures += ["doubt"] if method == "weights" and saved <= 0 else []
     if "flipping" in options.parts:
