@@ -8,7 +8,6 @@ second process may serve the same one.
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from feedback_app.config import AppConfig
 from feedback_app.desk import Desk
 from feedback_app.lead.office import Office
 from feedback_app.lead_api import lead_router
-from feedback_app.listener import listen, server_settings
+from feedback_app.listener import allow_connections, listen, server_settings
 from feedback_app.monitoring import Health, Monitoring, Watch
 from feedback_app.pages.account import account_router
 from feedback_app.pages.desk import desk_blocks, mount_options
@@ -41,10 +40,6 @@ from rlhf.core.run import Launch, Workspace
 
 DESK, LEAD = "/desk", "/lead"
 STATIC = Path(__file__).parent / "pages" / "static"
-# Longer than the pauses of a rater who reads, and than what proxies keep their side open for.
-KEEP_ALIVE_S = 75
-# Over it a new request is answered with 503; a browser opens up to 6 connections.
-MAX_CONNECTIONS = 4000
 # What SIGTERM waits for: requests in flight. The slowest are bounded by the store's own 10 s.
 STOP_S = 20
 
@@ -109,7 +104,7 @@ def build_app(store: Store, settings: AppConfig, *, snapshots: Path | None = Non
 
 def run(settings: AppConfig, launch: Launch) -> None:
     """Serve until stopped; SIGINT and SIGTERM finish what is in flight first."""
-    _allow_connections()
+    allow_connections()
     with Store.open(launch.db) as store:
         listener = listen(settings.host, settings.port)
         port = listener.getsockname()[1]
@@ -125,8 +120,6 @@ def run(settings: AppConfig, launch: Launch) -> None:
         config = server_settings(
             build_app(store, settings, snapshots=Workspace(launch.workspace).snapshots),
             stop_s=STOP_S,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            limit_concurrency=MAX_CONNECTIONS,
         )
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -145,13 +138,3 @@ def _signed_in(request: Request) -> str | None:
     """Gradio's own check, behind the gate's: it must not be async (an async one failed open before 6.24)."""
     person = request.scope.get(PERSON)
     return person.annotator_id if isinstance(person, Person) else None
-
-
-def _allow_connections() -> None:
-    """As many open files as connections need, where the system lets us: its usual limit is 1024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + 256
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import resource
 import socket
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -11,8 +11,13 @@ from starlette.types import ASGIApp
 from feedback_app.slow_clients import PatientProtocol
 from rlhf.core.errors import BusyError
 
+# Longer than the pauses of a person who reads, and than what proxies keep their side open for.
+KEEP_ALIVE_S = 75
+# Over it a new request is answered with 503; a browser opens up to 6 connections.
+MAX_CONNECTIONS = 4000
 
-def server_settings(app: ASGIApp, *, stop_s: int, **more: Any) -> uvicorn.Config:
+
+def server_settings(app: ASGIApp, *, stop_s: int) -> uvicorn.Config:
     """For `uvicorn.Server`. stop_s: how long requests in flight may take after a signal."""
     return uvicorn.Config(
         app,
@@ -23,8 +28,19 @@ def server_settings(app: ASGIApp, *, stop_s: int, **more: Any) -> uvicorn.Config
         timeout_graceful_shutdown=stop_s,
         server_header=False,
         proxy_headers=False,
-        **more,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        limit_concurrency=MAX_CONNECTIONS,
     )
+
+
+def allow_connections() -> None:
+    """As many open files as connections need, where the system lets us: its usual limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + 256
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listen(host: str, port: int) -> socket.socket:

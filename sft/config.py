@@ -162,6 +162,10 @@ class SFTConfig(Settings):
             raise ValueError(
                 "tune does not go with privacy: each trial reads the data too, and nobody counts what that gives away"
             )
+        if self.kl_tokens == "replay" and not self.kl_to_base:
+            raise ValueError(
+                "kl_tokens is replay, and kl_to_base is 0; expected a weight above 0, or kl_tokens all"
+            )
         if self.kl_tokens == "replay" and self.replay is None:
             raise ValueError("kl_tokens is replay, and replay names no file; expected one, or kl_tokens all")
         return self

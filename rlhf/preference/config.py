@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
@@ -26,6 +27,12 @@ IMITATION = {"orpo": 1.0, "cpo": 1.0}
 # Methods whose loss has a place for the strength of a preference, and for a share of wrong labels.
 WITH_MARGINS = ("dpo", "cpo", "simpo")
 WITH_SMOOTHING = ("dpo", "robust", "cpo", "simpo")
+# What online methods, which learn from a reward, would leave aside without a word.
+OF_RATINGS = (
+    *("snapshot", "learn_from", "ties", "use_weights", "rater_weights", "margin_scale", "label_smoothing"),
+    *("simpo_margin", "desirable_weight", "undesirable_weight", "near_duplicates"),
+    *("num_epochs", "batch_size", "patience"),
+)
 
 
 class OnlineSettings(Settings):
@@ -226,11 +233,20 @@ class PreferConfig(Settings):
         (self._check_online if self.is_online else self._check_offline)()
         return self
 
+    def _changed(self, names: Sequence[str]) -> list[str]:
+        """Those of these settings that are not what they are by default."""
+        fields = type(self).model_fields
+        return [
+            name
+            for name in names
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+
     def _check_online(self) -> None:
-        given = [name for name in ("snapshot", "margin_scale", "label_smoothing") if getattr(self, name)]
-        if given:
+        if given := self._changed(OF_RATINGS):
             raise ValueError(
-                f"{given[0]} was given, but {self.method} learns from a reward and not from ratings"
+                f"{given[0]} was given, but {self.method} learns from a reward and not from ratings; what it has of "
+                "its own is below online"
             )
         if self.engine == "trl":
             raise ValueError(f"engine trl trains {', '.join(THROUGH_TRL)}; found method {self.method}")
@@ -245,9 +261,7 @@ class PreferConfig(Settings):
         self.as_ppo()  # raises for what does not fit there either
 
     def _check_offline(self) -> None:
-        names = ("reward", "rewards", "prompts", "eval_prompts", "eval_reward")
-        given = [name for name in names if getattr(self, name)]
-        if given:
+        if given := self._changed(("reward", "rewards", "prompts", "eval_prompts", "eval_reward", "online")):
             raise ValueError(
                 f"{given[0]} was given, but {self.method} learns from a snapshot of ratings; online methods are "
                 f"{', '.join(ONLINE)}"

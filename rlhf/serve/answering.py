@@ -25,6 +25,8 @@ from rlhf.serve.text import UNFINISHED
 SMALLEST_TOP_P = 1e-6
 # Below this the quotients of logits may leave the range of fp32; it would take the most probable token anyway.
 SMALLEST_TEMPERATURE = 1e-4
+# JSON has no infinity: what a token that cannot come is said to have, as OpenAI's endpoint does.
+LEAST_LOGPROB = -9999.0
 # A tokenizer may be used by one thread at a time where texts are encoded: it keeps its settings in itself.
 _ENCODING = threading.Lock()
 
@@ -327,8 +329,10 @@ def _logprobs(reply: Reply, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] 
         return {"content": rows, "refusal": None}
     return {
         "tokens": [names.text(one.token_id) for one in logprobs],
-        "token_logprobs": [one.logprob for one in logprobs],
-        "top_logprobs": [{names.text(token): value for token, value in one.top} for one in logprobs],
+        "token_logprobs": [max(one.logprob, LEAST_LOGPROB) for one in logprobs],
+        "top_logprobs": [
+            {names.text(token): max(value, LEAST_LOGPROB) for token, value in one.top} for one in logprobs
+        ],
         "text_offset": None,
     }
 
@@ -346,7 +350,7 @@ class _TokenNames:
         text = self.text(token)
         # A part of a character has bytes that its text does not show.
         told = None if UNFINISHED in text else list(text.encode("utf-8", "replace"))
-        return {"token": text, "logprob": logprob, "bytes": told}
+        return {"token": text, "logprob": max(logprob, LEAST_LOGPROB), "bytes": told}
 
 
 def messages_of(body: ChatBody | CompletionBody) -> list[Message]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import uvicorn
 
-from feedback_app.listener import listen, server_settings
+from feedback_app.listener import allow_connections, listen, server_settings
 from feedback_app.security import LOOPBACK_NAMES
 from feedback_app.store.engine import Store
 from rlhf.core.errors import ConfigError, Stopped
@@ -148,6 +148,7 @@ def run(config: ServeConfig, launch: Launch) -> None:
     """Serve until stopped. Raises Stopped after a signal, and what kept the first model from being loaded."""
     key = read_key(config.api_key_file)
     check_exposure(config.host, key)
+    allow_connections()
     with Store.open(launch.db) as store, Service(config, launch, store) as service:
         listener = listen(config.host, config.port)
         server = make_server(service, key)

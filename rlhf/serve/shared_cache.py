@@ -72,7 +72,7 @@ class _SharedLayer(RoomyLayer):
     def view(self, rows: int, end: int) -> None:
         """Show this many rows and columns as keys and values."""
         self._rooms = [room[:rows] for room in self._all]
-        self._show(end)
+        self.show(end)
 
     def shift(self, rows: int, end: int, by: int) -> None:
         """Move the columns of all rows to the right, or with a negative number to the left."""

@@ -13,6 +13,8 @@ from rlhf.core.run import Launch, Workspace
 from rlhf.demo.config import DemoConfig
 from rlhf.demo.run import run
 
+# `make demo`, which CI runs beside the tests, goes the same way at full size.
+in_full = pytest.mark.long
 TINY = DemoConfig(
     hidden_size=64,
     num_layers=2,
@@ -42,6 +44,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 pytestmark = pytest.mark.slow
 
 
+@in_full
 def test_the_report_has_the_promised_figures(workspace: Path) -> None:
     report = json.loads((workspace / "report.json").read_text(encoding="utf-8"))
     assert 0 <= report["reward"]["heldout_accuracy"] <= 1
@@ -58,6 +61,7 @@ def test_the_report_has_the_promised_figures(workspace: Path) -> None:
     assert "simulated" in report["simulated"]
 
 
+@in_full
 def test_the_page_is_one_file_that_asks_nobody(workspace: Path) -> None:
     page = (workspace / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -70,6 +74,7 @@ def test_the_page_is_one_file_that_asks_nobody(workspace: Path) -> None:
     assert "Simulated. Everything in this run is simulated" in page
 
 
+@in_full
 def test_a_second_run_does_nothing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in workspace.rglob("*") if p.is_file()}
     run(TINY, _launch(workspace))
@@ -77,6 +82,7 @@ def test_a_second_run_does_nothing(workspace: Path, capsys: pytest.CaptureFixtur
     assert {p: p.stat().st_mtime_ns for p in workspace.rglob("*") if p.is_file()} == before
 
 
+@in_full
 def test_what_is_finished_is_not_repeated(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = json.loads((workspace / "demo.json").read_text(encoding="utf-8"))
     del state["seconds"]["evaluate"], state["seconds"]["report"]
@@ -87,6 +93,7 @@ def test_what_is_finished_is_not_repeated(workspace: Path, capsys: pytest.Captur
     assert stages == ["evaluate", "report"]
 
 
+@in_full
 def test_other_settings_need_another_workspace(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"seed: 0 -> 1.*choose another --workspace"):
         run(TINY.model_copy(update={"seed": 1}), _launch(workspace))

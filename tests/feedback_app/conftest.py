@@ -36,10 +36,15 @@ _COUNTER = itertools.count(1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`@pytest.mark.databases("sqlite", "postgresql")` on a test or module runs it on each; else SQLite alone."""
+    """`@pytest.mark.databases("sqlite", "postgresql")` on a test or module runs it on each; else SQLite alone.
+
+    long: those of them that are left to the long proofs.
+    """
     marker = metafunc.definition.get_closest_marker("databases")
     if marker is not None and "db_url" in metafunc.fixturenames:
-        metafunc.parametrize("db_url", marker.args, indirect=True)
+        long = marker.kwargs.get("long", ())
+        urls = [pytest.param(n, marks=[pytest.mark.long] if n in long else []) for n in marker.args]
+        metafunc.parametrize("db_url", urls, indirect=True)
 
 
 @pytest.fixture(scope="session")

@@ -53,6 +53,7 @@ async def rate_all(page: Page, acknowledged: dict[str, str]) -> None:
         await page.advance()
 
 
+@pytest.mark.databases("sqlite", "postgresql", long=("sqlite",))
 def test_two_servers_share_a_store(store: Store, start) -> None:
     make_tasks(store, 25, overlap=2)
     cookies = log_in_all(store, make_people(store, 6))
@@ -103,6 +104,7 @@ def test_sigterm_finishes_the_answers_in_flight(store: Store, start) -> None:
     assert faults(store, acknowledged) == []
 
 
+@pytest.mark.databases("sqlite", "postgresql", long=("postgresql",))
 def test_an_answer_that_was_stored_and_not_acknowledged_is_found_again(
     store: Store, start, db_url: str
 ) -> None:

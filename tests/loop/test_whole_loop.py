@@ -58,6 +58,7 @@ def rate(root: Path, judge_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # the demo goes the whole way in CI too
 def test_the_loop_on_a_story_model(shared_data: Path, tmp_path: Path) -> None:
     root = tmp_path / "workspace"
     root.mkdir()

@@ -55,7 +55,7 @@ def test_the_optimum_is_beta_log_z() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pad_is_end", [True, False])
+@pytest.mark.parametrize("pad_is_end", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_ppo_comes_close_to_the_optimum(pad_is_end: bool) -> None:
     def reward(row: list[int]) -> float:
         return 1.5 * (list(row[:2]) == [3, 5]) + 0.5 * (len(row) == 1)

@@ -232,10 +232,11 @@ def test_a_watch_goes_on_from_its_state() -> None:
     ("stop", "saved"),
     [
         ("vowels 1", 0),  # in the evaluation before training, which is then done again
-        ("vowels 2", 0),  # after it: it is done again too
-        ("vowels 4", 1),  # in the evaluation at 2, before the held-out reward is asked
+        pytest.param("vowels 2", 0, marks=pytest.mark.long),  # after it: it is done again too
+        # in the evaluation at 2, before the held-out reward is asked
+        pytest.param("vowels 4", 1, marks=pytest.mark.long),
         ("letters 2", 2),  # when the evaluation at 2 is complete
-        ("vowels 5", 2),
+        pytest.param("vowels 5", 2, marks=pytest.mark.long),
     ],
 )
 def test_stopped_and_resumed_equals_never_stopped(

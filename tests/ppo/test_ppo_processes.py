@@ -193,7 +193,10 @@ def test_two_processes_end_where_one_does(ppo_launch: Launch, ppo_config: MakeCo
 
 @pytest.mark.parametrize(
     "changes",
-    [{"value_adapter": True, "gradient_checkpointing": True}, {"trunk_cache": False, "num_iterations": 1}],
+    [
+        {"value_adapter": True, "gradient_checkpointing": True},
+        pytest.param({"trunk_cache": False, "num_iterations": 1}, marks=pytest.mark.long),
+    ],
 )
 def test_a_sharded_base_gives_the_same_run(
     ppo_launch: Launch, ppo_config: MakeConfig, changes: dict[str, Any]

@@ -89,11 +89,14 @@ def reference_run(launch: Launch, config: PPOConfig) -> Path:
 @pytest.mark.parametrize(
     ("call", "saved", "changes"),
     [
-        (1, 0, {}),
+        pytest.param(1, 0, {}, marks=pytest.mark.long),
         (3, 1, {}),
-        (4, 2, STATEFUL),  # the last call of an evaluation: it is complete, so its boundary is too
+        # the last call of an evaluation: it is complete, so its boundary is too
+        pytest.param(4, 2, STATEFUL, marks=pytest.mark.long),
         (6, 3, STATEFUL | {"trunk_cache": False}),
-        (3, 1, {"micro_batch_tokens": 32, "score_normalization": "running"}),
+        pytest.param(
+            3, 1, {"micro_batch_tokens": 32, "score_normalization": "running"}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_stopped_in_a_rollout_and_resumed_equals_never_stopped(

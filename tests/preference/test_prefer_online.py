@@ -128,3 +128,20 @@ def test_the_best_of_n_are_kept_as_demonstrations(prefer_launch: Launch) -> None
         best_of_n.run(config.model_copy(update={"min_score": 2.0}), nothing)
     with pytest.raises(ConfigError, match="--model-path is required"):
         best_of_n.run(config.model_copy(update={"model_path": None}), nothing)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--method", "grpo", "--num-epochs", "5"], "num_epochs was given, but grpo learns from a reward"),
+        (["--method", "rloo", "--ties", "ignore"], "ties was given, but rloo learns from a reward"),
+        (
+            ["--method", "dpo", "--online.num-prompts", "7"],
+            "online was given, but dpo learns from a snapshot",
+        ),
+    ],
+)
+def test_settings_of_the_other_family_are_refused(options: list[str], named: str) -> None:
+    """They would be left aside without a word."""
+    with pytest.raises(ConfigError, match=named):
+        load_settings(PreferConfig, None, options, "rlhf prefer")

@@ -252,7 +252,7 @@ def test_equal_reward_fails_only_where_ours_is_surely_worse() -> None:
 
 
 def test_sides_alternate_and_a_result_is_kept_for_its_settings(tmp_path: Path) -> None:
-    measurements = list(plan.speed_plan(TINY, 2, kinder=False))
+    measurements = list(plan.speed_plan(TINY, 2, ["all", "top", "mixed"], kinder=False))
     assert [m.side for m in measurements] == ["ours", "theirs"] * 6
     assert len({m.file for m in measurements}) == 12
     first = measurements[0]
@@ -260,7 +260,7 @@ def test_sides_alternate_and_a_result_is_kept_for_its_settings(tmp_path: Path) -
     plan.save(first.case, tmp_path / f"case-{first.file}")
     plan.save(result, tmp_path / first.file)
     assert plan.measured(measurements, tmp_path) == [(first, result)]
-    other = list(plan.speed_plan(replace(TINY, lr=1.0), 2, kinder=False))
+    other = list(plan.speed_plan(replace(TINY, lr=1.0), 2, ["all", "top", "mixed"], kinder=False))
     assert plan.measured(other, tmp_path) == []
 
 

@@ -185,3 +185,5 @@ def test_a_run_with_both_remedies_stays_nearer_to_the_base(
 def test_kl_on_replayed_tokens_needs_replayed_rows() -> None:
     with pytest.raises(ConfigError, match="kl_tokens is replay, and replay names no file"):
         load_settings(SFTConfig, None, ["--kl-to-base", "1", "--kl-tokens", "replay"], "rlhf sft")
+    with pytest.raises(ConfigError, match="kl_to_base is 0; expected a weight above 0"):
+        load_settings(SFTConfig, None, ["--kl-tokens", "replay", "--replay", "r.jsonl"], "rlhf sft")

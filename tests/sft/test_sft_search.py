@@ -39,6 +39,7 @@ def test_a_proposal_takes_its_places_and_leaves_the_rest(sft_options: Callable[.
     assert set(search_space(config, dropout=False)) == set(PLACES) - {"dropout"}
 
 
+@pytest.mark.long
 def test_a_search_is_resumed_inside_a_trial_and_ends_with_the_best(
     tmp_path: Path,
     sft_options: Callable[..., Any],
