@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.core.config import load_settings
 from rlhf.core.errors import ConfigError, DataError, Stopped
 from rlhf.core.metrics import read_metrics
 from rlhf.core.run import Launch, is_finished, read_manifest
