@@ -30,8 +30,7 @@ WITH_SMOOTHING = ("dpo", "robust", "cpo", "simpo")
 # What online methods, which learn from a reward, would leave aside without a word.
 OF_RATINGS = (
     *("snapshot", "learn_from", "ties", "use_weights", "rater_weights", "margin_scale", "label_smoothing"),
-    *("simpo_margin", "desirable_weight", "undesirable_weight", "near_duplicates"),
-    *("num_epochs", "batch_size", "patience"),
+    *("simpo_margin", "desirable_weight", "undesirable_weight"),
 )
 
 

@@ -134,7 +134,10 @@ def test_the_best_of_n_are_kept_as_demonstrations(prefer_launch: Launch) -> None
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--method", "grpo", "--num-epochs", "5"], "num_epochs was given, but grpo learns from a reward"),
+        (
+            ["--method", "grpo", "--simpo-margin", "5"],
+            "simpo_margin was given, but grpo learns from a reward",
+        ),
         (["--method", "rloo", "--ties", "ignore"], "ties was given, but rloo learns from a reward"),
         (
             ["--method", "dpo", "--online.num-prompts", "7"],
