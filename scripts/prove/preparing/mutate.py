@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import io
 import json
@@ -148,6 +149,6 @@ def _spoil(rng: random.Random, row: dict[str, Any]) -> None:
     elif rng.random() < 0.2:
         del row[name]
     elif rng.random() < 0.2:
-        row[rng.choice(_ANY_COLUMN)] = rng.choice(_STRANGE)
+        row[rng.choice(_ANY_COLUMN)] = copy.deepcopy(rng.choice(_STRANGE))
     else:
-        row[name] = rng.choice(_STRANGE)
+        row[name] = copy.deepcopy(rng.choice(_STRANGE))
