@@ -34,7 +34,7 @@ lint: $(STAMP)  ## ruff and mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
-test: $(STAMP)  ## all tests but the long proofs (at most 10 minutes)
+test: $(STAMP)  ## all tests but the long proofs (about 10 to 12 minutes)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not long"
 
 demo: $(STAMP)  ## the whole loop in the embedded world; writes demo/report.html (at most 8 minutes)
