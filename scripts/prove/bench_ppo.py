@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name.replace("-", "_")))
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of the speed and reward parts")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
-    parser.add_argument("--rows", default="all,top,mixed", help="of the speed part, comma-separated")
+    parser.add_argument("--rows", default=",".join(plan.ROWS), help="of the speed part, comma-separated")
     parser.add_argument("--iterations", type=int, default=24, help="of the reward part")
     parser.add_argument("--goal", type=float, default=0.75, help="held-out reward whose seconds are told")
     parser.add_argument("--peer-env", type=Path, default=peer.default_folder())
@@ -61,9 +61,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, help="put the tables into this file, as a section")
     parser.add_argument("--quick", action="store_true", help="the tiny shape, one round: seconds, no targets")
     options = parser.parse_args(argv)
-    options.parts = options.parts.split(",")
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"--parts: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    for name, known in (("parts", PARTS), ("rows", plan.ROWS)):
+        chosen = getattr(options, name).split(",")
+        setattr(options, name, chosen)
+        if unknown := set(chosen) - set(known):
+            parser.error(f"--{name}: {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
     if options.batch % options.micro_rows:
         parser.error(f"--batch ({options.batch}) must be a multiple of --micro-rows ({options.micro_rows})")
     return options
@@ -93,7 +95,7 @@ def make_plan(options: argparse.Namespace, base: Case) -> list[plan.Measurement]
     measurements: list[plan.Measurement] = []
     rounds = 1 if options.quick else options.rounds
     if "speed" in options.parts:
-        measurements += plan.speed_plan(base, rounds, options.rows.split(","), kinder=not options.no_kinder)
+        measurements += plan.speed_plan(base, rounds, options.rows, kinder=not options.no_kinder)
     if "reward" in options.parts:
         measurements += plan.reward_plan(base, rounds, 4 if options.quick else options.iterations)
     if "scaling" in options.parts:

@@ -5,7 +5,8 @@
 Peak memory is what is resident above the imports (`bench.measure.PeakMemory`), in MB of 10^6 bytes, fp32, on a CPU,
 models with random weights. A case that has been measured (DIR/NAME.json) is not measured again. The constants of the
 estimate (a fixed cost, and the share of idle blocks) come from the calibration cases, whose models and lengths are
-others. Ends with exit code 1 where an estimate is more than 15 % off.
+others; ppo's is set by the first four ppo cases of the proof and two of calibration, and the last three cases were
+estimated before they were measured. Ends with exit code 1 where an estimate is more than 15 % off.
 """
 
 from __future__ import annotations

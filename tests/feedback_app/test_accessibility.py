@@ -24,7 +24,7 @@ def f(x):  # why
 
 zero\u200bwidth"""
 KINDS = {"pairwise": 2, "ranking": 3, "scores": 2, "demonstration": 1, "thumbs": 1}
-SCHEMES = ("light", pytest.param("dark", marks=pytest.mark.long))
+SCHEMES = ("light", "dark")
 
 
 def faults(page) -> list[tuple[str, str, list[str]]]:

@@ -101,7 +101,6 @@ def flip(path: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], None]] = {"flipped": flip, "truncated": halve, "deleted": Path.unlink}
 
 
-@pytest.mark.long
 def test_a_run_with_a_damaged_newest_checkpoint_goes_on_from_the_older_one(
     stopped_run: Path, ppo_launch: Launch, ppo_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:

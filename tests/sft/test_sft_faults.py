@@ -124,7 +124,6 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.long
 def test_a_damaged_part_of_the_state_costs_two_steps_and_no_bit(
     stopped_run: Path, whole_run: Path, sft_options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:

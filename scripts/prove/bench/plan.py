@@ -15,6 +15,7 @@ from rlhf.core.metrics import progress
 OURS, THEIRS = "ours", "theirs"
 # What the engine asks of glibc for itself, as the environment of a process that cannot ask.
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+ROWS = ("all", "top", "mixed")
 SCALING_BATCHES, SCALING_COMPLETIONS = (16, 64, 256), (64, 128, 256)
 
 
